@@ -1,0 +1,15 @@
+"""Discard, rebuild, differentiate: one file per Keras backend, the same verbs in each."""
+
+import keras
+
+if keras.backend.backend() == "tensorflow":
+    from revkeras.backprop.tensorflow import checkpoint, eager_scope, reversible, snapshot
+else:
+    raise ImportError(
+        "revkeras runs on Keras's TensorFlow backend. Expected "
+        "keras.backend.backend() == 'tensorflow', received "
+        f"'{keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow in the "
+        "environment before Keras is imported."
+    )
+
+__all__ = ["checkpoint", "eager_scope", "reversible", "snapshot"]

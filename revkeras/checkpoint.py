@@ -1,0 +1,85 @@
+"""Gradient checkpointing for any one layer."""
+
+from typing import Any
+
+import keras
+
+from revkeras import backprop
+from revkeras.block_call import Operands
+from revkeras.stateless import StatelessLayer, separate_tensors
+
+
+@keras.saving.register_keras_serializable(package="revkeras")
+class Checkpoint(keras.layers.Wrapper):
+    """Keeps a layer's input for the gradient and computes its inside again.
+
+    For a layer that is not reversible ([Chen et al.,
+    2016](https://arxiv.org/abs/1604.06174)). Dropout draws the same bits in the
+    recomputation, and seeds and statistics move once a step.
+
+    Args:
+        layer: The Keras layer or model to wrap.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
+
+    Call arguments:
+        *args: What the wrapped layer takes, passed on to it.
+        training: Boolean, as in any Keras layer.
+        **kwargs: Further arguments of the wrapped layer.
+
+    Returns:
+        What the wrapped layer returns.
+
+    Example:
+
+    >>> import keras, revkeras
+    >>> wide = keras.Sequential([keras.layers.Dense(64, activation="gelu"), keras.layers.Dense(8)])
+    >>> revkeras.Checkpoint(wide)(keras.ops.ones((2, 8))).shape
+    TensorShape([2, 8])
+    """
+
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(
+                "Invalid value for argument `layer`: expected a Keras layer, received "
+                f"layer={layer!r} (of type {type(layer).__name__})."
+            )
+        # The wrapped layer casts its inputs and weights by its own policy.
+        kwargs = {"dtype": layer.dtype_policy.variable_dtype, **kwargs, "autocast": False}
+        super().__init__(layer, **kwargs)
+        self.supports_masking = layer.supports_masking
+        self.supports_jit = False  # XLA would merge the recomputation with the forward pass
+        self._call_signature = layer._call_signature
+
+    def build(self, input_shape: Any = None) -> None:
+        self.built = True  # the layer inside is built by the first call, with all its arguments
+
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        if not all(layer.built for layer in self.layer._flatten_layers()):
+            self.layer(*spec_of(args), **spec_of(kwargs))
+        layer = StatelessLayer.of(self.layer, training)
+        floats, others, rebuild = separate_tensors((args, kwargs))
+        n_state = len(layer.state)
+        latest = {}
+
+        def function(inputs: list, weights: list, state: list) -> tuple[list, dict]:
+            args, kwargs = rebuild(inputs, state[n_state:])
+            outputs, losses, updates = layer(weights, state[:n_state], *args, **kwargs)
+            floats, others, latest["rebuild"] = separate_tensors((outputs, losses))
+            latest["n_floats"] = len(floats)
+            return [*floats, *others], updates
+
+        weights, state = backprop.snapshot(layer.trainable), backprop.snapshot(layer.state)
+        tensors, updates = backprop.checkpoint(function, floats, weights, [*state, *others])
+        for position, value in updates.items():
+            layer.state[position].assign(value)
+        n = latest["n_floats"]
+        outputs, losses = latest["rebuild"](tensors[:n], tensors[n:])
+        for loss in losses:
+            self.add_loss(loss)
+        return outputs
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer(*args, **kwargs)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        return self.layer.compute_mask(inputs, previous_mask)

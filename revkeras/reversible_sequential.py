@@ -1,0 +1,457 @@
+"""The layer that users put in a model."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from revkeras import backprop, couplings
+from revkeras.block_call import BlockCall, Operands, as_step, call_plainly, separate_update
+from revkeras.stateless import mask_of, spec_of
+from revkeras.step import Layout, Step, run_step, run_steps
+
+MEMORY_MODES = ("reversible", "checkpoint", "none")
+
+
+@keras.saving.register_keras_serializable(package="revkeras")
+class ReversibleSequential(keras.layers.Layer):
+    """A stack of blocks whose activations are rebuilt instead of kept.
+
+    The input is split in two streams `(x0, x1)`. Each block `f` takes them a
+    half step on:
+
+        y0 = x1
+        y1 = coupling_forward(x0, f(x1))
+
+    Training keeps the last streams alone. The backward pass rebuilds the input
+    of each block from its output,
+
+        x1 = y0
+        x0 = coupling_inverse(y1, f(y0))
+
+    evaluates `f` once for that and for the gradient, and goes on to the block
+    before. Activation memory does not grow with the number of blocks; the
+    price is one more evaluation of each block, about a third more
+    multiplications, and the rounding of the rebuild.
+
+    Dropout draws the same bits in both evaluations, and seeds and statistics
+    move once a step, as without the rebuild.
+
+    References:
+
+    - [Gomez et al., 2017](https://arxiv.org/abs/1707.04585)
+    - [Jacobsen et al., 2018](https://arxiv.org/abs/1802.07088)
+
+    Args:
+        layers: A list of Keras layers or models, each a function of one stream
+            that keeps its shape. The same object may stand in it more than
+            once: its gradients add up. A block that returns a tuple gives the
+            stream's update first; the rest is returned to the caller.
+        coupling_forward: `coupling_forward(x, fx) -> y`, or a list of such
+            functions that cycles over the layers. Defaults to `None`, which
+            means `x + fx`.
+        coupling_inverse: `coupling_inverse(y, fx) -> x`, which undoes
+            `coupling_forward`, or a list as long. Defaults to `None`, which
+            means `y - fx`.
+        split_axis: Integer, the axis on which the input is split in two
+            halves, or `None`: the whole input goes into both streams, and the
+            output is their mean. Defaults to `-1`.
+        memory_mode: `"reversible"` keeps the output of the stack,
+            `"checkpoint"` the input of each block, `"none"` leaves it to
+            plain differentiation. The outputs and the gradients are the same.
+            Defaults to `"reversible"`.
+        check_inverse: Boolean, whether to try each pair of coupling functions
+            once on small random values when the layer is built. Defaults to
+            `True`.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name`. `dtype` is
+            the dtype of the two streams; left out, it is the variable dtype
+            of the global policy, so that they stay in float32 under mixed
+            precision. Blocks have policies of their own.
+
+    Call arguments:
+        inputs: A floating-point tensor of shape `(batch, ...)` whose size on
+            `split_axis` is even, or a list or tuple of two tensors of equal
+            shape, which are taken as the streams.
+        training: Boolean, as in any Keras layer.
+        mask: A mask for `inputs`, passed to the blocks.
+        **arguments: Further arguments, each passed to every block whose
+            `call()` names it. Gradients flow to floating-point tensors.
+
+    Returns:
+        A tensor of the input's shape, or two streams if two were given. If
+        blocks return more than their update: a tuple of that and all they
+        return beside it, in order of the blocks.
+
+    Raises:
+        ValueError: for bad arguments, a block that changes the stream's shape,
+            or couplings that do not undo each other.
+
+    Example:
+
+    >>> import keras, revkeras
+    >>> blocks = [keras.layers.Dense(8, activation="relu") for _ in range(4)]
+    >>> layer = revkeras.ReversibleSequential(blocks)
+    >>> layer(keras.ops.ones((2, 16))).shape
+    TensorShape([2, 16])
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[keras.layers.Layer],
+        coupling_forward: Callable | Sequence[Callable] | None = None,
+        coupling_inverse: Callable | Sequence[Callable] | None = None,
+        split_axis: int | None = -1,
+        memory_mode: str = "reversible",
+        check_inverse: bool = True,
+        *,
+        dtype: Any = None,
+        **kwargs: Any,
+    ):
+        _check_layers(layers)
+        _check_split_axis(split_axis)
+        if memory_mode not in MEMORY_MODES:
+            raise ValueError(
+                f"Invalid value for argument `memory_mode`: expected one of {MEMORY_MODES}, "
+                f"received memory_mode={memory_mode!r}."
+            )
+        pairs = couplings.resolve(coupling_forward, coupling_inverse)
+        # No autocast: it would round the blocks' float32 weights on their way to the engine.
+        super().__init__(dtype=_stream_dtype(dtype), autocast=False, **kwargs)
+        self.layers = list(layers)
+        self.split_axis = split_axis
+        self.memory_mode = memory_mode
+        self.check_inverse = check_inverse
+        self.supports_masking = True
+        # Keras's whole-model compile is one program, in which XLA merges the recomputation
+        # with the forward pass and puts off weight gradients: memory grows with depth again.
+        self.supports_jit = False
+        self._pairs = None if coupling_forward is None else pairs
+        # Keras refuses tensors and other values side by side in `**arguments`, so the
+        # arguments that blocks take stand in the signature under their names.
+        self._call_signature = _merged_signature(self._call_signature, self.layers)
+        self._all_built = False
+        self._argument_specs: dict[str, Any] = {}
+
+    def build(self, input_shape: Any) -> None:
+        stream_shape = self._stream_shape(input_shape)
+        stream = keras.KerasTensor(stream_shape, dtype=self.compute_dtype)
+        for index, layer in enumerate(self.layers):
+            if _required_arguments(layer):
+                continue  # built by the first call, which has them
+            fx, _ = separate_update(layer(stream))
+            self._check_update(index, stream_shape, fx.shape)
+            if self._pairs and self.check_inverse and index < len(self._pairs):
+                with backprop.eager_scope():
+                    couplings.check_pair(
+                        *self._pairs[index], stream_shape, fx.shape, self.compute_dtype
+                    )
+        self.input_spec = self._expected_input(input_shape)
+        self.built = True
+
+    def call(
+        self, inputs: Any, training: bool | None = None, mask: Any = None, **arguments: Any
+    ) -> Any:
+        tensors, layout = self._enter(inputs)
+        calls = self._block_calls(tensors, training, mask, arguments)
+        if not self._all_built:
+            self._build_with_arguments(layout.split(tensors)[1], calls)
+        if self.memory_mode == "none":
+            streams, extras = layout.split(tensors), []
+            for call in calls:
+                streams, more = call_plainly(call, streams)
+                extras.extend(more)
+            outputs = layout.join(streams)
+        else:
+            outputs, extras = self._call_engine(calls, layout, tensors)
+        outputs = self._leave(outputs, inputs)
+        return (outputs, *extras) if extras else outputs
+
+    def _call_engine(
+        self, calls: list[BlockCall], layout: Layout, tensors: list
+    ) -> tuple[list, list]:
+        run = backprop.reversible if self.memory_mode == "reversible" else _checkpointed
+        weights, state = Operands(), Operands()
+        steps, unpacks = zip(*(as_step(call, weights, state) for call in calls), strict=True)
+        outputs, sides, updates = run(steps, layout, tensors, weights.values(), state.values())
+        for position, value in updates.items():
+            state.items[position].assign(value)
+        extras = []
+        for unpack, side in zip(unpacks, sides, strict=True):
+            more, losses = unpack(side)
+            extras.extend(more)
+            for loss in losses:
+                self.add_loss(loss)
+        return outputs, extras
+
+    def _block_calls(
+        self, tensors: list, training: bool | None, mask: Any, arguments: dict
+    ) -> list[BlockCall]:
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        masks = keras.tree.flatten(mask) + [mask_of(x) for x in tensors]
+        mask = next((m for m in masks if m is not None), None)
+        names = [_argument_names(layer) for layer in self.layers]
+        unknown = set(arguments).difference(*names)
+        if unknown:
+            raise TypeError(
+                f"ReversibleSequential '{self.name}' received the arguments {sorted(unknown)}, "
+                "which the `call()` of none of its blocks takes. The blocks take: "
+                f"{sorted(set().union(*names) - {'mask'})}."
+            )
+        calls = []
+        for index, (layer, accepted) in enumerate(zip(self.layers, names, strict=True)):
+            own = {name: value for name, value in arguments.items() if name in accepted}
+            if mask is not None and "mask" in accepted:
+                own["mask"] = mask
+            couple, uncouple = self._coupling(index)
+            calls.append(BlockCall(layer, couple, uncouple, training, mask, own))
+        return calls
+
+    def _coupling(self, index: int) -> tuple[Callable, Callable]:
+        """The coupling of block `index` as functions of both streams."""
+        pairs = self._pairs or couplings.resolve(None, None)
+        forward, inverse = pairs[index % len(pairs)]
+
+        def couple(streams: list, fx: Any) -> list:
+            x0, x1 = streams
+            self._check_update(index, x0.shape, fx.shape)
+            y1 = forward(x0, keras.ops.cast(fx, x0.dtype))
+            couplings.refuse_changed_stream("coupling_forward", forward, y1, x0)
+            return [x1, y1]
+
+        def uncouple(streams: list, fx: Any) -> list:
+            y0, y1 = streams
+            x0 = inverse(y1, keras.ops.cast(fx, y1.dtype))
+            couplings.refuse_changed_stream("coupling_inverse", inverse, x0, y1)
+            return [x0, y0]
+
+        return couple, uncouple
+
+    def _build_with_arguments(self, stream: Any, calls: list[BlockCall]) -> None:
+        """Builds what only a call with all its arguments can build."""
+        stream = keras.KerasTensor(stream.shape, dtype=self.compute_dtype)
+        for index, call in enumerate(calls):
+            if not all(layer.built for layer in call.layer._flatten_layers()):
+                specs = spec_of(call.arguments)
+                self._argument_specs.update(specs)
+                fx, _ = separate_update(call.layer(stream, **specs))
+                self._check_update(index, stream.shape, fx.shape)
+        self._all_built = True
+
+    def _enter(self, inputs: Any) -> tuple[list, Layout]:
+        """The input as a list of tensors, and how that list holds the streams."""
+        dtypes = [keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(inputs)]
+        if not all("float" in dtype for dtype in dtypes):
+            raise ValueError(
+                f"Invalid dtype for argument `inputs` of ReversibleSequential '{self.name}': "
+                f"expected floating-point tensors, received {dtypes}. Embed or cast them first."
+            )
+        tensors = [keras.ops.cast(x, self.compute_dtype) for x in keras.tree.flatten(inputs)]
+        if isinstance(inputs, (list, tuple)):
+            return tensors, _PAIR
+        if self.split_axis is None:
+            return tensors * 2, _PAIR
+        axis = self.split_axis
+        return tensors, Layout(
+            split=lambda tensors: list(keras.ops.split(tensors[0], 2, axis=axis)),
+            join=lambda streams: [keras.ops.concatenate(streams, axis=axis)],
+        )
+
+    def _leave(self, outputs: list, inputs: Any) -> Any:
+        if isinstance(inputs, (list, tuple)):
+            return type(inputs)(outputs)
+        return outputs[0] if len(outputs) == 1 else (outputs[0] + outputs[1]) / 2
+
+    def _stream_shape(self, input_shape: Any) -> tuple:
+        if _is_pair(input_shape):
+            shapes = [tuple(s) for s in input_shape]
+            if len(shapes) != 2 or not couplings.same_shape(*shapes):
+                raise ValueError(
+                    "A list or tuple given to ReversibleSequential is taken as its two streams: "
+                    f"expected two tensors of equal shape, received shapes {shapes}."
+                )
+            return shapes[1]
+        shape, axis = list(input_shape), self.split_axis
+        if axis is None:
+            return tuple(shape)
+        if not -len(shape) < axis < len(shape) or axis % len(shape) == 0:
+            raise ValueError(
+                f"Invalid value for argument `split_axis`: the input has rank {len(shape)}, so "
+                f"an axis from 1 to {len(shape) - 1} (or from {1 - len(shape)} to -1) was "
+                f"expected; received split_axis={axis} for an input of shape {tuple(shape)}."
+            )
+        if shape[axis] is None or shape[axis] % 2:
+            raise ValueError(
+                "ReversibleSequential splits its input in two halves on "
+                f"`split_axis`={axis}: expected a known, even size there, received "
+                f"{shape[axis]} in an input of shape {tuple(shape)}. Choose another "
+                "`split_axis`, or `split_axis=None` to pass the whole input to both streams."
+            )
+        shape[axis] //= 2
+        return tuple(shape)
+
+    def _expected_input(self, input_shape: Any) -> Any:
+        if _is_pair(input_shape):
+            return [keras.layers.InputSpec(ndim=len(shape)) for shape in input_shape]
+        axis = self.split_axis
+        axes = {} if axis is None else {axis: input_shape[axis]}
+        return keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
+
+    def _check_update(self, index: int, stream_shape: Sequence, fx_shape: Sequence) -> None:
+        # A coupling of the user's may want another shape; what it returns is checked instead.
+        if self._pairs is None and not couplings.same_shape(stream_shape, fx_shape):
+            layer = self.layers[index]
+            raise ValueError(
+                f"Block {index} ('{layer.name}', of type {type(layer).__name__}) must keep the "
+                f"shape of its stream: expected {tuple(stream_shape)}, received "
+                f"{tuple(fx_shape)}."
+            )
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def compute_output_spec(
+        self, inputs: Any, training: bool | None = None, mask: Any = None, **arguments: Any
+    ) -> Any:
+        tensors = keras.tree.flatten(inputs)
+        shape = self._stream_shape(keras.tree.map_structure(lambda x: tuple(x.shape), inputs))
+        stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
+        calls = self._block_calls(tensors, training, mask, arguments)
+        self._build_with_arguments(stream, calls)
+        extras = []
+        for call in calls:
+            specs = spec_of(call.arguments)
+            extras.extend(separate_update(call.layer(stream, **specs))[1])
+        outputs = keras.tree.map_structure(
+            lambda x: keras.KerasTensor(x.shape, dtype=self.compute_dtype), inputs
+        )
+        return (outputs, *extras) if extras else outputs
+
+    def get_build_config(self) -> dict | None:
+        config = super().get_build_config()
+        if config and self._argument_specs:
+            config["arguments"] = {
+                name: keras.saving.serialize_keras_object(spec)
+                for name, spec in self._argument_specs.items()
+            }
+        return config
+
+    def build_from_config(self, config: dict) -> None:
+        self.build(config["input_shape"])
+        if "arguments" in config:
+            arguments = keras.saving.deserialize_keras_object(config["arguments"])
+            shape = self._stream_shape(config["input_shape"])
+            stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
+            self._build_with_arguments(stream, self._block_calls([], None, None, arguments))
+
+    def get_config(self) -> dict:
+        unique = list({id(layer): layer for layer in self.layers}.values())
+        forwards, inverses = zip(*self._pairs, strict=True) if self._pairs else (None, None)
+        return {
+            **super().get_config(),
+            "layers": [keras.saving.serialize_keras_object(layer) for layer in unique],
+            "order": [next(i for i, u in enumerate(unique) if u is x) for x in self.layers],
+            "coupling_forward": couplings.serialize(forwards),
+            "coupling_inverse": couplings.serialize(inverses),
+            "split_axis": self.split_axis,
+            "memory_mode": self.memory_mode,
+            "check_inverse": self.check_inverse,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "ReversibleSequential":
+        config = dict(config)
+        unique = [
+            keras.saving.deserialize_keras_object(layer, custom_objects)
+            for layer in config.pop("layers")
+        ]
+        for name in ("coupling_forward", "coupling_inverse"):
+            config[name] = couplings.deserialize(config[name], custom_objects)
+        return cls([unique[i] for i in config.pop("order")], **config)
+
+
+_PAIR = Layout(split=lambda tensors: list(tensors), join=lambda streams: list(streams))
+
+
+def _checkpointed(
+    steps: Sequence[Step], layout: Layout, inputs: list, weights: list, state: list
+) -> tuple[list, list, dict]:
+    """Runs the steps and keeps each one's input."""
+
+    def run(step: Step, streams: list, weights: list, state: list) -> tuple[list, list, dict]:
+        def function(streams: list, weights: list, state: list) -> tuple[list, dict]:
+            streams, sides, updates = run_step(step, streams, weights, state)
+            return [*streams, *sides], updates
+
+        outputs, updates = backprop.checkpoint(function, streams, weights, state)
+        return outputs[:2], outputs[2:], updates
+
+    streams, sides, updates, _ = run_steps(steps, layout.split(inputs), weights, state, run)
+    return layout.join(streams), sides, updates
+
+
+def _check_layers(layers: Any) -> None:
+    if not isinstance(layers, (list, tuple)):
+        raise TypeError(
+            "Invalid value for argument `layers`: expected a list of Keras layers, received "
+            f"layers={layers!r} (of type {type(layers).__name__})."
+        )
+    if not layers:
+        raise ValueError(
+            "Invalid value for argument `layers`: expected at least one Keras layer, received "
+            "an empty list."
+        )
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(
+                "Invalid value for argument `layers`: expected Keras layers, received "
+                f"layers[{index}]={layer!r} (of type {type(layer).__name__}). Wrap a function "
+                "in `keras.layers.Lambda`, or write a layer."
+            )
+
+
+def _check_split_axis(axis: Any) -> None:
+    if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int) or axis == 0):
+        raise ValueError(
+            "Invalid value for argument `split_axis`: expected None or an integer other than 0, "
+            f"the batch axis; received split_axis={axis!r} (of type {type(axis).__name__})."
+        )
+
+
+def _stream_dtype(dtype: Any) -> str:
+    if dtype is None:
+        return keras.config.dtype_policy().variable_dtype
+    stream_dtype = keras.dtype_policies.get(dtype).compute_dtype
+    if "float" not in stream_dtype:
+        raise ValueError(
+            "Invalid value for argument `dtype`: expected a floating-point dtype for the two "
+            f"streams, received dtype={dtype!r}."
+        )
+    return stream_dtype
+
+
+def _merged_signature(own: inspect.Signature, layers: list) -> inspect.Signature:
+    *fixed, rest = own.parameters.values()
+    names = set().union(*(_argument_names(layer) for layer in layers)) - set(own.parameters)
+    named = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in names]
+    return own.replace(parameters=[*fixed, *sorted(named, key=lambda p: p.name), rest])
+
+
+def _argument_parameters(layer: keras.layers.Layer) -> list[inspect.Parameter]:
+    """The parameters of the layer's `call()` after its input and `training`."""
+    _, *parameters = inspect.signature(layer.call).parameters.values()
+    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [p for p in parameters if p.kind not in variadic and p.name != "training"]
+
+
+def _argument_names(layer: keras.layers.Layer) -> set[str]:
+    return {p.name for p in _argument_parameters(layer)}
+
+
+def _required_arguments(layer: keras.layers.Layer) -> list[str]:
+    return [p.name for p in _argument_parameters(layer) if p.default is inspect.Parameter.empty]
+
+
+def _is_pair(shape: Any) -> bool:
+    return any(isinstance(s, (list, tuple)) for s in shape)
+
