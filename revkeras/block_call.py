@@ -105,4 +105,3 @@ def separate_update(outputs: Any) -> tuple[Any, list]:
     if isinstance(outputs, (tuple, list)):
         return outputs[0], list(outputs[1:])
     return outputs, []
-

@@ -5,8 +5,7 @@ from typing import Any
 import keras
 
 from revkeras import backprop
-from revkeras.block_call import Operands
-from revkeras.stateless import StatelessLayer, separate_tensors
+from revkeras.stateless import StatelessLayer, separate_tensors, spec_of
 
 
 @keras.saving.register_keras_serializable(package="revkeras")

@@ -86,9 +86,7 @@ def check_pair(
 
 def refuse_changed_stream(argument: str, function: Callable, y: Any, x: Any) -> None:
     """Raises if `y = function(x, fx)` has not the shape and dtype of the stream `x`."""
-    found, expected = [
-        (tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in (y, x)
-    ]
+    found, expected = [(tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in (y, x)]
     if found[1] != expected[1] or not same_shape(found[0], expected[0]):
         raise ValueError(
             f"`{argument}` ({name_of(function)}) must keep the stream's shape and dtype: "

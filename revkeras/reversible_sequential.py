@@ -240,12 +240,7 @@ class ReversibleSequential(keras.layers.Layer):
 
     def _enter(self, inputs: Any) -> tuple[list, Layout]:
         """The input as a list of tensors, and how that list holds the streams."""
-        dtypes = [keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(inputs)]
-        if not all("float" in dtype for dtype in dtypes):
-            raise ValueError(
-                f"Invalid dtype for argument `inputs` of ReversibleSequential '{self.name}': "
-                f"expected floating-point tensors, received {dtypes}. Embed or cast them first."
-            )
+        self._check_dtype(inputs)
         tensors = [keras.ops.cast(x, self.compute_dtype) for x in keras.tree.flatten(inputs)]
         if isinstance(inputs, (list, tuple)):
             return tensors, _PAIR
@@ -256,6 +251,14 @@ class ReversibleSequential(keras.layers.Layer):
             split=lambda tensors: list(keras.ops.split(tensors[0], 2, axis=axis)),
             join=lambda streams: [keras.ops.concatenate(streams, axis=axis)],
         )
+
+    def _check_dtype(self, inputs: Any) -> None:
+        dtypes = [keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(inputs)]
+        if not all("float" in dtype for dtype in dtypes):
+            raise ValueError(
+                f"Invalid dtype for argument `inputs` of ReversibleSequential '{self.name}': "
+                f"expected floating-point tensors, received {dtypes}. Embed or cast them first."
+            )
 
     def _leave(self, outputs: list, inputs: Any) -> Any:
         if isinstance(inputs, (list, tuple)):
@@ -313,6 +316,7 @@ class ReversibleSequential(keras.layers.Layer):
     def compute_output_spec(
         self, inputs: Any, training: bool | None = None, mask: Any = None, **arguments: Any
     ) -> Any:
+        self._check_dtype(inputs)
         tensors = keras.tree.flatten(inputs)
         shape = self._stream_shape(keras.tree.map_structure(lambda x: tuple(x.shape), inputs))
         stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
@@ -331,15 +335,19 @@ class ReversibleSequential(keras.layers.Layer):
         config = super().get_build_config()
         if config and self._argument_specs:
             config["arguments"] = {
-                name: keras.saving.serialize_keras_object(spec)
+                name: {"shape": spec.shape, "dtype": spec.dtype}
                 for name, spec in self._argument_specs.items()
+                if isinstance(spec, keras.KerasTensor)
             }
         return config
 
     def build_from_config(self, config: dict) -> None:
         self.build(config["input_shape"])
         if "arguments" in config:
-            arguments = keras.saving.deserialize_keras_object(config["arguments"])
+            arguments = {
+                name: keras.KerasTensor(spec["shape"], dtype=spec["dtype"])
+                for name, spec in config["arguments"].items()
+            }
             shape = self._stream_shape(config["input_shape"])
             stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
             self._build_with_arguments(stream, self._block_calls([], None, None, arguments))
@@ -359,7 +367,9 @@ class ReversibleSequential(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "ReversibleSequential":
+    def from_config(
+        cls, config: dict, custom_objects: dict | None = None
+    ) -> "ReversibleSequential":
         config = dict(config)
         unique = [
             keras.saving.deserialize_keras_object(layer, custom_objects)
@@ -454,4 +464,3 @@ def _required_arguments(layer: keras.layers.Layer) -> list[str]:
 
 def _is_pair(shape: Any) -> bool:
     return any(isinstance(s, (list, tuple)) for s in shape)
-

@@ -49,22 +49,15 @@ class StatelessLayer:
         return outputs, list(scope.losses), updates
 
     def _refuse_foreign_state(self, scope: keras.StatelessScope) -> None:
-        name, cls = self.layer.name, type(self.layer).__name__
         known = {id(v) for v in (*self.trainable, *self.state)}
-        created = [v.path for v in self.layer.variables if id(v) not in known]
-        if created:
-            raise ValueError(
-                f"Block '{name}' (of type {cls}) was never built: it created the variables "
-                f"{created} only now, inside `call()`. Create them in its `build()`, so that "
-                "they are there before the first call."
-            )
         if not set(scope.state_mapping) <= known:
             raise ValueError(
-                f"Block '{name}' (of type {cls}) updates state that is not its own, so it could "
-                "not be replayed in the backward pass. Random numbers need a generator of the "
-                "block's: set `self.seed_generator = keras.random.SeedGenerator(seed)` in its "
-                "`__init__()` and pass `seed=self.seed_generator`. Other state needs "
-                "`self.add_weight(..., trainable=False)`."
+                f"Block '{self.layer.name}' (of type {type(self.layer).__name__}) updates state "
+                "that is not its own, so it could not be replayed in the backward pass. Random "
+                "numbers need a generator of the block's: set `self.seed_generator = "
+                "keras.random.SeedGenerator(seed)` in its `__init__()` and pass "
+                "`seed=self.seed_generator`. Other state needs `self.add_weight(..., "
+                "trainable=False)`."
             )
 
 

@@ -1,0 +1,109 @@
+"""The same stack in two memory modes, and what a training step makes of each."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import revkeras
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """All that a step computes, as NumPy arrays."""
+
+    outputs: list
+    losses: list
+    input_gradients: list
+    weight_gradients: list
+    state: list
+
+
+def run_step(layer, *inputs, graph=True, jit_compile=False, **arguments):
+    """One forward and backward pass of `layer`; its state is put back afterwards."""
+    inputs = [tf.convert_to_tensor(x) for x in inputs]
+    floats = {k: v for k, v in arguments.items() if tf.is_tensor(v) and v.dtype.is_floating}
+    sources = [*inputs, *floats.values()]
+    feed = inputs[0] if len(inputs) == 1 else inputs
+    layer(feed, **arguments)  # builds
+    before = [v.numpy() for v in layer.variables]
+
+    def step():
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            outputs = tf.nest.flatten(layer(feed, **arguments))
+            losses = list(layer.losses)
+            total = sum(tf.reduce_sum(tf.cast(y, "float64") ** 2 * 0.1) for y in outputs)
+            total += sum(tf.cast(loss, "float64") for loss in losses)
+        weights = layer.trainable_variables
+        gradients = tape.gradient(total, [*sources, *(w.value for w in weights)])
+        return outputs, losses, gradients
+
+    if graph:
+        step = tf.function(step, jit_compile=jit_compile)
+    outputs, losses, gradients = step()
+    state = [v.numpy() for v in layer.variables]
+    for variable, value in zip(layer.variables, before):
+        variable.assign(value)
+    n = len(sources)
+    return Result(*map(_numpy, (outputs, losses, gradients[:n], gradients[n:])), state)
+
+
+def in_mode(layer, mode):
+    """A copy of a built layer in another memory mode, with the same weights."""
+    config = {**layer.get_config(), "memory_mode": mode}
+    copy = revkeras.ReversibleSequential.from_config(config)
+    copy.build_from_config(layer.get_build_config())
+    assert len(copy.variables) == len(layer.variables)
+    for a, b in zip(copy.variables, layer.variables):
+        a.assign(b.value)
+    _copy_trainable(layer, copy)
+    return copy
+
+
+def assert_same(found, expected, tolerance=2e-4):
+    """Every array of two results agrees, relative to its largest value.
+
+    Or to a twentieth of the largest of its field: a gradient that is zero but for
+    rounding, such as a bias's before a batch normalization, has no scale of its own.
+    """
+    for field in dataclasses.fields(Result):
+        ours, theirs = getattr(found, field.name), getattr(expected, field.name)
+        assert len(ours) == len(theirs), field.name
+        largest = max((_size(b) for b in theirs if b is not None), default=0.0)
+        for i, (a, b) in enumerate(zip(ours, theirs)):
+            assert (a is None) == (b is None), f"{field.name}[{i}]: {a} against {b}"
+            if a is None:
+                continue
+            assert a.dtype == b.dtype
+            assert a.shape == b.shape
+            scale = max(_size(b), 0.05 * largest, 1e-3)
+            error = _size(a.astype("float64") - b.astype("float64")) / scale
+            assert error <= tolerance, f"{field.name}[{i}] differs by {error:.2e}"
+
+
+def assert_modes_agree(layer, *inputs, tolerance=2e-4, **options):
+    """`"reversible"` and `"checkpoint"` do what plain differentiation does."""
+    expected = run_step(in_mode(built(layer, *inputs, **options), "none"), *inputs, **options)
+    for mode in ("reversible", "checkpoint"):
+        assert_same(run_step(in_mode(layer, mode), *inputs, **options), expected, tolerance)
+
+
+def built(layer, *inputs, graph=True, jit_compile=False, **arguments):
+    layer(inputs[0] if len(inputs) == 1 else list(inputs), **arguments)
+    return layer
+
+
+def _size(array):
+    return float(np.max(np.abs(array.astype("float64")), initial=0.0))
+
+
+def _copy_trainable(source, target):
+    for a, b in zip(source._flatten_layers(), target._flatten_layers()):
+        if a._trainable != b._trainable:
+            b.trainable = a._trainable
+
+
+def _numpy(tensors):
+    return [None if t is None else keras.ops.convert_to_numpy(t) for t in tensors]

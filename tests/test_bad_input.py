@@ -1,0 +1,191 @@
+"""Bad input meets a clear error at the earliest moment."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import revkeras
+from revkeras import ReversibleSequential
+
+L = keras.layers
+
+
+def ones(*shape):
+    return np.ones(shape, "float32")
+
+
+def dense(n=2):
+    return [L.Dense(n)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": []}, "`layers`: expected at least one Keras layer, received an empty list"),
+        ({"layers": L.Dense(2)}, "`layers`: expected a list of Keras layers.*type Dense"),
+        ({"layers": [L.Dense(2), abs]}, r"layers\[1\]=<built-in function abs>.*Lambda"),
+        ({"layers": [L.Dense]}, r"layers\[0\].*expected Keras layers|expected Keras layers"),
+        ({"memory_mode": "reversable"}, "expected one of .*'reversible'.*memory_mode='reversable'"),
+        ({"split_axis": 0}, "split_axis=0"),
+        ({"split_axis": 1.0}, "split_axis=1.0 .of type float"),
+        ({"split_axis": True}, "split_axis=True"),
+        ({"coupling_forward": abs}, "coupling_inverse=None.*Pass both"),
+        ({"coupling_inverse": abs}, "coupling_forward=None.*Pass both"),
+        (
+            {"coupling_forward": [abs, abs], "coupling_inverse": [abs]},
+            "2 forward and 1 inverse",
+        ),
+        ({"coupling_forward": [], "coupling_inverse": []}, "received an empty list"),
+        ({"coupling_forward": "add", "coupling_inverse": "sub"}, "received 'add' .of type str"),
+        ({"dtype": "int32"}, "expected a floating-point dtype.*dtype='int32'"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_arguments(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ReversibleSequential(**{"layers": dense(), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape", "message"),
+    [
+        (-1, (2, 5), "known, even size there, received 5 in an input of shape .2, 5."),
+        (1, (2, None, 4), "known, even size there, received None"),
+        (3, (2, 4, 4), "has rank 3, so an axis from 1 to 2 .*received split_axis=3"),
+        (-3, (2, 4, 4), "received split_axis=-3"),
+    ],
+)
+def test_split_axis_and_input_shape(axis, shape, message):
+    with pytest.raises(ValueError, match=message):
+        ReversibleSequential(dense(), split_axis=axis).build(shape)
+
+
+def test_block_that_changes_the_shape():
+    layer = ReversibleSequential([L.Dense(2), L.Dense(3, name="wide")])
+    message = r"Block 1 \('wide', of type Dense\).*expected \(None, 2\), received \(None, 3\)"
+    with pytest.raises(ValueError, match=message):
+        keras.Sequential([keras.Input((4,)), layer])
+    with pytest.raises(ValueError, match="Block 0"):
+        ReversibleSequential([L.Dense(1)])(ones(2, 4))  # would broadcast
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda x, fx: keras.ops.sum(x + fx, -1), r"expected \(2, 2\) float32, received \(2,\)"),
+        (lambda x, fx: keras.ops.cast(x + fx, "float16"), r"received \(2, 2\) float16"),
+    ],
+)
+def test_coupling_that_changes_shape_or_dtype(forward, message):
+    with pytest.raises(ValueError, match=f"`coupling_forward`.*{message}"):
+        ReversibleSequential(dense(), forward, lambda y, fx: y - fx)(ones(2, 4))
+    with pytest.raises(ValueError, match=f"`coupling_inverse`.*{message}"):
+        ReversibleSequential(dense(), lambda x, fx: x + fx, forward)(ones(2, 4))
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_wrong_momentum_inverse_is_caught_and_the_right_one_is_not(beta, dtype):
+    def forward(x, fx):
+        return x * beta + fx * (1 - beta)
+
+    def wrong(y, fx):
+        return y / beta - fx * (1 - beta)
+
+    def right(y, fx):
+        return (y - fx * (1 - beta)) / beta
+
+    message = r"inverse\(coupling_forward\(x, f\), f\) differs from `x` by \d"
+    with pytest.raises(ValueError, match=message):
+        ReversibleSequential(dense(), forward, wrong, dtype=dtype).build((None, 4))
+    ReversibleSequential(dense(), forward, wrong, check_inverse=False).build((None, 4))
+    ReversibleSequential(dense(), forward, right, dtype=dtype).build((None, 4))
+    with pytest.raises(ValueError, match="differs from `x`"):
+        ReversibleSequential(dense() * 2, [forward, forward], [right, wrong]).build((None, 4))
+
+
+def test_every_pair_of_a_cycle_is_checked_when_it_is_used():
+    good = (lambda x, fx: x + fx), (lambda y, fx: y - fx)
+    with pytest.raises(ValueError, match="differs from `x`"):
+        ReversibleSequential(dense() * 3, [good[0]] * 2, [good[1], good[0]]).build((None, 4))
+
+
+def test_coupling_with_float32_constants_is_checked_too():
+    half = tf.constant(0.5)
+    ReversibleSequential(dense(), lambda x, f: x + half * f, lambda y, f: y - half * f).build(
+        (1, 4)
+    )
+    with pytest.raises(ValueError, match="differs from `x`"):
+        ReversibleSequential(dense(), lambda x, f: x + half * f, lambda y, f: y - f).build((1, 4))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "complex64"])
+def test_input_dtype(dtype):
+    with pytest.raises(ValueError, match=f"expected floating-point tensors, received .'{dtype}'"):
+        ReversibleSequential(dense())(tf.ones((2, 4), dtype))
+    with pytest.raises(ValueError, match=dtype):
+        ReversibleSequential(dense())(keras.Input((4,), dtype=dtype))
+
+
+def test_rank_and_size_after_build():
+    layer = ReversibleSequential(dense())
+    layer.build((None, 4))
+    with pytest.raises(ValueError, match="expected ndim=2, found ndim=3"):
+        layer(ones(2, 3, 4))
+    with pytest.raises(ValueError, match="expected axis -1 of input shape to have value 4"):
+        layer(ones(2, 6))
+
+
+def test_streams():
+    with pytest.raises(ValueError, match=r"two tensors of equal shape, received shapes.*3"):
+        ReversibleSequential(dense())([ones(2, 2), ones(2, 3)])
+    with pytest.raises(ValueError, match="expected two tensors of equal shape"):
+        ReversibleSequential(dense())([ones(2, 2)] * 3)
+
+
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])
+def test_argument_that_no_block_takes(mode):
+    class Biased(L.Layer):
+        def call(self, x, bias=None):
+            return x if bias is None else x + bias
+
+    layer = ReversibleSequential([Biased()], memory_mode=mode)
+    with pytest.raises(TypeError, match=r"\['baas'\].*take: \['bias'\]"):
+        layer(ones(2, 4), baas=ones(2))
+
+
+@pytest.mark.parametrize("wrap", [lambda b: ReversibleSequential([b]), revkeras.Checkpoint])
+class TestWhatCannotBeReplayed:
+    def test_block_that_creates_variables_in_call(self, wrap):
+        class Lazy(L.Layer):
+            def build(self, shape):
+                self.first = self.add_weight(shape=(shape[-1],))
+
+            def call(self, x):
+                if not keras.backend.is_keras_tensor(x) and len(self.weights) == 1:
+                    self._tracker.unlock()
+                    self.late = keras.Variable(np.ones(x.shape[-1], "float32"))
+                return x * self.first
+
+        with pytest.raises(ValueError, match="(?s)'lazy'.*variable.*implement a .def build"):
+            wrap(Lazy())(ones(2, 4))
+
+    def test_block_with_variables_that_keras_does_not_track(self, wrap):
+        hidden = tf.Variable(2.0, name="hidden")
+        block = L.Lambda(lambda x: x * hidden)
+        with pytest.raises(ValueError, match="does not track.*hidden.*add_weight"):
+            wrap(block)(ones(2, 4))
+
+    def test_block_with_random_numbers_of_no_generator(self, wrap):
+        class Noisy(L.Layer):
+            def call(self, x):
+                return x + keras.random.normal(keras.ops.shape(x))
+
+        with pytest.raises(ValueError, match="'noisy'.*SeedGenerator"):
+            wrap(Noisy())(ones(2, 4))
+
+
+def test_checkpoint_of_no_layer():
+    with pytest.raises(TypeError, match="`layer`: expected a Keras layer, received layer=3"):
+        revkeras.Checkpoint(3)

@@ -1,0 +1,101 @@
+"""Gradient checkpointing of one layer: the gradients and states of the layer itself."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src import testing
+
+from revkeras import Checkpoint
+from tests import blocks
+
+L = keras.layers
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype("float32")
+
+
+def step(call, layer, x, graph, **arguments):
+    x = tf.constant(x)
+    call(x, **{**arguments, "training": False})  # builds, and moves no state
+    before = [v.numpy() for v in layer.variables]
+
+    def run():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = call(x, **arguments)
+            total = sum(tf.reduce_sum(t**2) for t in tf.nest.flatten(y)) + sum(call.losses)
+        return y, tape.gradient(total, [x, *(v.value for v in layer.trainable_variables)])
+
+    results = (tf.function(run) if graph else run)()
+    state = [v.numpy() for v in layer.variables]
+    for variable, value in zip(layer.variables, before):
+        variable.assign(value)
+    return tf.nest.flatten(results) + state
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("kind", sorted(blocks.KINDS))
+def test_same_as_the_layer(kind, graph):
+    layer = blocks.KINDS[kind](4)
+    x = normal(4, *blocks.shape(kind, 3), 4)
+    wrapped = Checkpoint(layer)
+    wrapped(x)
+    expected = step(layer, layer, x, graph, training=True)
+    found = step(wrapped, layer, x, graph, training=True)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_further_arguments(graph):
+    layer = L.MultiHeadAttention(2, 4, dropout=0.3)
+    context = tf.constant(normal(2, 5, 4))
+    arguments = {"value": context, "use_causal_mask": True, "training": True}
+    wrapped = Checkpoint(layer)
+    x = normal(2, 3, 4)
+    wrapped(x, **arguments)
+    for a, b in zip(
+        step(wrapped, layer, x, graph, **arguments),
+        step(layer, layer, x, graph, **arguments),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_integer_input():
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), Checkpoint(L.Embedding(5, 4))])
+    model.compile("sgd", "mse")
+    before = model.get_weights()[0]
+    model.fit(np.array([[0, 1, 2]]), normal(1, 3, 4), verbose=0)
+    assert np.any(model.get_weights()[0] != before)
+
+
+def test_masks_pass_through():
+    model = keras.Sequential(
+        [L.Embedding(5, 4, mask_zero=True), Checkpoint(blocks.attention(4)), L.LSTM(2)]
+    )
+    tokens = np.array([[1, 2, 0], [3, 0, 0]])
+    plain = keras.Sequential([model.layers[0], model.layers[1].layer, model.layers[2]])
+    np.testing.assert_allclose(model(tokens), plain(tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_inside_fit_and_file(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), Checkpoint(blocks.batch_norm(4)), L.Dense(1)])
+    model.compile("adam", "mse")
+    model.fit(normal(8, 4), normal(8, 1), verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded(normal(8, 4)), model(normal(8, 4)), rtol=1e-6)
+
+
+class Conformance(testing.TestCase):
+    def test_dropout(self):
+        self.run_layer_test(
+            Checkpoint,
+            init_kwargs={"layer": blocks.dropout(4)},
+            input_shape=(2, 4),
+            expected_output_shape=(2, 4),
+            run_mixed_precision_check=False,  # a wrapper's own dtype is the wrapped layer's
+        )

@@ -1,0 +1,432 @@
+"""ReversibleSequential as an ordinary Keras layer, with all that its blocks may contain."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src import testing
+
+import revkeras
+from tests import blocks
+from tests.modes import assert_modes_agree, in_mode, run_step
+
+L = keras.layers
+MODES = ["reversible", "checkpoint", "none"]
+
+
+def normal(*shape, dtype="float32"):
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+@keras.saving.register_keras_serializable("tests")
+class CrossAttention(L.Layer):
+    """Reads a context, an additive bias and a flag that is no tensor."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.attention = L.MultiHeadAttention(1, channels)
+        self.dense = L.Dense(channels)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x, context, bias=None, attention_mask=None, double=False):
+        y = self.attention(x, context, attention_mask=attention_mask)
+        y = self.dense(y) + (0 if bias is None else bias)
+        return 2 * y if double else y
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Returning(L.Layer):
+    """Returns more than its update."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.dense = L.Dense(channels)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        y = self.dense(x)
+        largest = keras.ops.argmax(y, axis=-1)
+        return keras.ops.tanh(y), y[:, :1] ** 2, {"largest": largest}
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels}
+
+
+@keras.saving.register_keras_serializable("tests")
+class OuterTraining(L.Layer):
+    """Takes no `training`, holds a layer that does."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dropout = L.Dropout(0.5)
+
+    def call(self, x):
+        return self.dropout(x) * 2
+
+
+@keras.saving.register_keras_serializable("tests")
+class AddsLoss(L.Layer):
+    def call(self, x):
+        self.add_loss(keras.ops.mean(x**2))
+        return keras.ops.sin(x)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Ignores(L.Layer):
+    def build(self, shape):
+        self.used = self.add_weight(shape=(shape[-1],), initializer="ones")
+        self.unused = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return x * self.used
+
+
+class Conformance(testing.TestCase):
+    """Keras's own check of layers."""
+
+    def test_dense(self):
+        self.run_layer_test(
+            revkeras.ReversibleSequential,
+            init_kwargs={"layers": [L.Dense(4), L.Dense(4)]},
+            input_shape=(2, 8),
+            expected_output_shape=(2, 8),
+            expected_num_trainable_weights=4,
+            expected_num_seed_generators=0,
+            supports_masking=True,
+        )
+
+    def test_convolution(self):
+        self.run_layer_test(
+            revkeras.ReversibleSequential,
+            init_kwargs={
+                "layers": [blocks.convolution(3), blocks.convolution(3)],
+                "split_axis": -1,
+                "memory_mode": "checkpoint",
+            },
+            input_shape=(2, 4, 4, 6),
+            expected_output_shape=(2, 4, 4, 6),
+            expected_num_seed_generators=2,
+        )
+
+    def test_pair_of_streams(self):
+        self.run_layer_test(
+            revkeras.ReversibleSequential,
+            init_kwargs={"layers": [L.Dense(4, activity_regularizer="l2"), L.Dropout(0.5)]},
+            input_shape=((2, 4), (2, 4)),
+            expected_output_shape=((2, 4), (2, 4)),
+            expected_num_losses=1,
+        )
+
+    def test_whole_input_in_both_streams(self):
+        self.run_layer_test(
+            revkeras.ReversibleSequential,
+            init_kwargs={"layers": [blocks.batch_norm(5)], "split_axis": None},
+            input_shape=(3, 5),
+            expected_output_shape=(3, 5),
+        )
+
+
+def test_equation():
+    f, g = L.Dense(2, activation="tanh"), L.Dense(2, activation="relu")
+    layer = revkeras.ReversibleSequential(
+        [f, g], lambda x, fx: x * 0.5 + fx, lambda y, fx: (y - fx) * 2
+    )
+    x = normal(3, 4)
+    y = layer(x)
+    x0, x1 = x[:, :2], x[:, 2:]
+    first = x0 * 0.5 + f(x1)
+    second = x1 * 0.5 + g(first)
+    np.testing.assert_allclose(y, np.concatenate([first, second], -1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [1, 2, -1, -2])
+def test_split_axis(axis):
+    shape = [4, 6]
+    shape[axis - 1 if axis > 0 else axis] //= 2
+    layer = revkeras.ReversibleSequential(
+        [L.Dense(shape[-1], activation="tanh") for _ in range(2)], split_axis=axis
+    )
+    assert layer(normal(2, 4, 6)).shape == (2, 4, 6)
+    assert_modes_agree(layer, normal(2, 4, 6))
+
+
+def test_two_streams_and_their_mean():
+    layer = revkeras.ReversibleSequential([blocks.dense(4) for _ in range(3)])
+    assert_modes_agree(layer, normal(2, 4), normal(2, 4) + 1)
+    whole = revkeras.ReversibleSequential([blocks.dense(4) for _ in range(3)], split_axis=None)
+    x = normal(2, 4)
+    y = whole(x)
+    pair = revkeras.ReversibleSequential(whole.layers)
+    np.testing.assert_allclose(y, sum(pair([x, x])) / 2, rtol=1e-6)
+    assert isinstance(pair((x, x)), tuple)
+    assert_modes_agree(whole, x)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_arguments_reach_the_blocks(graph):
+    layer = revkeras.ReversibleSequential(
+        [CrossAttention(4), L.Dense(4, activation="tanh"), CrossAttention(4)]
+    )
+    arguments = {
+        "context": tf.constant(normal(2, 5, 3)),
+        "bias": tf.constant(normal(4)),
+        "attention_mask": tf.constant(normal(2, 3, 5) > 0),
+        "double": True,
+    }
+    assert_modes_agree(layer, normal(2, 3, 8), graph=graph, **arguments)
+
+
+def test_arguments_in_a_functional_model(tmp_path):
+    x, context = keras.Input((3, 8)), keras.Input((5, 3))
+    blocks_ = [L.Dense(4), CrossAttention(4)]
+    y = revkeras.ReversibleSequential(blocks_, name="stack")(x, context=context, double=True)
+    model = keras.Model([x, context], y)
+    model.compile("sgd", "mse")
+    inputs = [normal(2, 3, 8), normal(2, 5, 3)]
+    model.fit(inputs, normal(2, 3, 8), verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded.predict(inputs, verbose=0), model.predict(inputs, verbose=0))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_mask_reaches_the_blocks(graph):
+    inner = [blocks.attention(4) for _ in range(2)]
+    stack = revkeras.ReversibleSequential(inner)
+    mask = tf.constant([[True, True, False], [True, False, False]])
+    assert_modes_agree(stack, normal(2, 3, 8), mask=mask, graph=graph)
+    x = tf.constant(normal(2, 3, 8))
+    assert np.max(np.abs(stack(x, mask=mask) - stack(x))) > 1e-3
+    model = keras.Sequential([L.Embedding(9, 8, mask_zero=True), stack])
+    tokens = np.array([[1, 2, 0], [3, 0, 0]])
+    np.testing.assert_allclose(
+        model(tokens), stack(model.layers[0](tokens) + 0, mask=mask), rtol=1e-5, atol=1e-6
+    )
+    assert model(tokens)._keras_mask is not None
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_further_outputs_come_back(graph):
+    layer = revkeras.ReversibleSequential([Returning(4), L.Dense(4), Returning(4)])
+    y, square, index, *more = layer(normal(2, 8))
+    assert y.shape == (2, 8)
+    assert square.shape == (2, 1)
+    assert index["largest"].dtype == tf.int64 or index["largest"].dtype == tf.int32
+    assert len(more) == 2
+    assert_modes_agree(layer, normal(2, 8), graph=graph)
+    inputs = keras.Input((8,))
+    outputs = revkeras.ReversibleSequential([Returning(4)])(inputs)
+    assert [tuple(t.shape) for t in keras.tree.flatten(outputs)] == [(None, 8), (None, 1), (None,)]
+    keras.Model(inputs, outputs[0]).predict(normal(2, 8), verbose=0)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_training_reaches_inner_layers(graph):
+    layer = revkeras.ReversibleSequential([OuterTraining(), OuterTraining()])
+    x = normal(4, 8)
+    assert_modes_agree(layer, x, training=True, graph=graph)
+    assert_modes_agree(layer, x, training=False, graph=graph)
+    assert np.any(layer(x, training=True) != layer(x, training=True))
+    np.testing.assert_array_equal(layer(x, training=False), layer(x))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_seeds_and_statistics_move_once_a_step(mode):
+    norm, dropout = L.BatchNormalization(momentum=0.5), L.Dropout(0.5, seed=3)
+    layer = revkeras.ReversibleSequential([norm, dropout], memory_mode=mode)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile("sgd", "mse")
+    x = normal(8, 4) + 3
+    before = dropout.seed_generator.state.numpy().copy()
+    model.train_on_batch(x, x)
+    np.testing.assert_allclose(norm.moving_mean, 0.5 * x[:, 2:].mean(0), rtol=1e-5)
+    once = keras.layers.Dropout(0.5, seed=3)
+    once(x, training=True)
+    moved = dropout.seed_generator.state.numpy()
+    assert np.any(moved != before)
+    np.testing.assert_array_equal(moved, once.seed_generator.state.numpy())
+
+
+def test_shared_blocks_add_up():
+    shared = blocks.convolution(2)
+    layer = revkeras.ReversibleSequential([shared, L.Conv2D(2, 1), shared, shared])
+    assert_modes_agree(layer, normal(2, 4, 4, 4), training=True)
+    assert len(layer.trainable_variables) == 6
+
+
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_losses_count_once(mode, graph):
+    layer = revkeras.ReversibleSequential(
+        [AddsLoss(), blocks.regularized(4), AddsLoss()], memory_mode=mode
+    )
+    x = normal(2, 8)
+    layer(x)
+    assert len(layer.losses) == 4
+    expected = run_step(in_mode(layer, "none"), x, graph=graph)
+    found = run_step(layer, x, graph=graph)
+    assert sum(found.losses) == pytest.approx(sum(expected.losses), rel=1e-6)
+    for a, b in zip(found.weight_gradients, expected.weight_gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["whole", "block", "layer"])
+def test_frozen(what):
+    stack = [blocks.convolution(2) for _ in range(3)]
+    layer = revkeras.ReversibleSequential(stack)
+    x = normal(2, 4, 4, 4)
+    layer(x)
+    target = {"whole": layer, "block": stack[1], "layer": stack[1].layers[0]}[what]
+    target.trainable = False
+    count = {"whole": 0, "block": 8, "layer": 10}[what]
+    assert len(layer.trainable_variables) == count
+    assert_modes_agree(layer, x, training=True)
+
+
+def test_frozen_blocks_cost_no_weight_gradients():
+    stack = [L.Dense(4) for _ in range(2)]
+    layer = revkeras.ReversibleSequential(stack)
+    x = tf.constant(normal(2, 8))
+    layer(x)
+    layer.trainable = False
+
+    @tf.function
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(layer(x))
+        return tape.gradient(y, x)
+
+    graph = gradient.get_concrete_function(x).graph.as_graph_def()
+    names = [n.op for f in graph.library.function for n in f.node_def]
+    products = names.count("MatMul")
+    assert products == 4  # for each block one product forward again, one for dx
+
+
+def test_nested():
+    inner = revkeras.ReversibleSequential([blocks.dropout(2) for _ in range(2)])
+    layer = revkeras.ReversibleSequential([inner, blocks.batch_norm(4)])
+    assert_modes_agree(layer, normal(6, 8), training=True)
+    assert_modes_agree(layer, normal(6, 8), training=True, graph=False)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
+def test_fit_gives_the_weights_of_plain_training(mode, run_eagerly):
+    x, y = normal(24, 8, 8, 3), np.arange(24) % 5
+
+    def train(mode):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                L.Conv2D(8, 3, padding="same"),
+                revkeras.ReversibleSequential(
+                    [blocks.convolution(4) for _ in range(4)], memory_mode=mode
+                ),
+                L.GlobalAveragePooling2D(),
+                L.Dense(5),
+            ]
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, metrics=["accuracy"], run_eagerly=run_eagerly)
+        history = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        model.evaluate(x, y, verbose=0)
+        model.train_on_batch(x, y)
+        return history.history["loss"], model.predict(x, verbose=0), model.variables
+
+    found, expected = train(mode), train("none")
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-3, atol=1e-4)
+    for a, b in zip(found[2], expected[2], strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_subclassed_model_with_a_train_step_of_its_own():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.stack = revkeras.ReversibleSequential([blocks.dropout(4) for _ in range(2)])
+
+        def call(self, x, training=None):
+            return self.stack(x, training=training)
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            weights = self.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, weights), weights)
+            return {"loss": loss}
+
+    model = Model()
+    model.compile("adam", "mse")
+    losses = model.fit(normal(32, 8), normal(32, 8), epochs=3, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+
+
+def test_compile_options():
+    for jit_compile in "auto", True, False:
+        model = keras.Sequential(
+            [keras.Input((8,)), revkeras.ReversibleSequential([blocks.dropout(4)])]
+        )
+        model.compile("sgd", "mse", jit_compile=jit_compile, steps_per_execution=2)
+        model.fit(normal(8, 8), normal(8, 8), batch_size=2, verbose=0)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    layer = revkeras.ReversibleSequential([blocks.dense(8) for _ in range(3)])
+    x = normal(4, 16)
+    y = layer(x)
+    assert y.dtype == "float32"
+    assert layer.layers[0].compute_dtype == policy.removeprefix("mixed_")
+    assert_modes_agree(layer, x, tolerance=5e-2)
+    model = keras.Sequential([keras.Input((16,)), L.Dense(16), layer, L.Dense(1)])
+    model.compile("sgd", "mse")
+    if policy == "mixed_float16":
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    before = [v.numpy() for v in model.trainable_variables]
+    model.fit(x, normal(4, 1), epochs=2, verbose=0)
+    assert all(np.any(a != b.numpy()) for a, b in zip(before, model.trainable_variables))
+
+
+def test_dtype_of_streams_and_of_blocks():
+    assert (
+        revkeras.ReversibleSequential([L.Dense(2)], dtype="float64")(normal(1, 4)).dtype
+        == "float64"
+    )
+    assert (
+        revkeras.ReversibleSequential([L.Dense(2)], dtype="bfloat16")(normal(1, 4)).dtype
+        == "bfloat16"
+    )
+    layer = revkeras.ReversibleSequential(
+        [L.Dense(4, dtype="float64"), L.Dense(4, dtype="mixed_bfloat16")], dtype="float64"
+    )
+    assert_modes_agree(layer, normal(2, 8, dtype="float64"), tolerance=2e-2)
+
+
+def test_float32_weights_are_not_rounded_in_a_mixed_model():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    dense = L.Dense(2, use_bias=False, dtype="float32")
+    layer = revkeras.ReversibleSequential([dense])
+    model = keras.Sequential([keras.Input((4,)), L.Rescaling(1.0, dtype="float32"), layer])
+    x = normal(3, 4)
+    expected = x[:, :2] + x[:, 2:] @ dense.kernel.numpy()
+    np.testing.assert_allclose(model(x)[:, 2:], expected, rtol=1e-6)
+
+
+def test_gradient_is_none_where_plain_autodiff_gives_none():
+    layer = revkeras.ReversibleSequential([Ignores(), Ignores()])
+    for graph in False, True:
+        assert_modes_agree(layer, normal(2, 4), graph=graph)

@@ -1,0 +1,137 @@
+"""Configs, files, and SavedModels that processes without revkeras load."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import revkeras
+from tests import blocks
+
+L = keras.layers
+
+
+@keras.saving.register_keras_serializable("tests")
+def scaled_forward(x, fx):
+    return 0.5 * x + fx
+
+
+@keras.saving.register_keras_serializable("tests")
+def scaled_inverse(y, fx):
+    return (y - fx) * 2
+
+
+def model(mode="reversible"):
+    shared = blocks.dropout(4)
+    stack = revkeras.ReversibleSequential(
+        [shared, blocks.batch_norm(4), shared], scaled_forward, scaled_inverse, memory_mode=mode
+    )
+    model = keras.Sequential([keras.Input((3,)), L.Dense(8), stack, L.Dense(2)])
+    model.compile("adam", "mse")
+    return model
+
+
+X = np.random.default_rng(0).standard_normal((8, 3)).astype("float32")
+Y = np.ones((8, 2), "float32")
+
+
+def test_config_round_trip():
+    layer = model().layers[1]
+    config = layer.get_config()
+    again = revkeras.ReversibleSequential.from_config(config)
+    assert again.get_config() == config
+    assert again.layers[0] is again.layers[2]
+    assert again.layers[0] is not again.layers[1]
+
+
+def test_clone_model():
+    original = model()
+    clone = keras.models.clone_model(original)
+    clone.set_weights(original.get_weights())
+    np.testing.assert_allclose(clone(X), original(X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])
+def test_weights_are_exchanged_between_memory_modes(mode, tmp_path):
+    original = model()
+    original.fit(X, Y, verbose=0)
+    original.save_weights(tmp_path / "m.weights.h5")
+    other = model(mode)
+    other.load_weights(tmp_path / "m.weights.h5")
+    np.testing.assert_allclose(other(X), original(X), rtol=1e-5, atol=1e-6)
+
+
+def test_lambda_coupling_is_refused_when_saved(tmp_path):
+    stack = revkeras.ReversibleSequential([L.Dense(2)], lambda x, f: x + f, lambda y, f: y - f)
+    unsaved = keras.Sequential([keras.Input((4,)), stack])
+    with pytest.raises(ValueError, match="register_keras_serializable"):
+        unsaved.save(tmp_path / "m.keras")
+
+
+def in_fresh_process(code, *arguments):
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
+
+
+def test_keras_file_in_a_fresh_process(tmp_path):
+    original = model()
+    original.fit(X, Y, verbose=0)
+    original.save(tmp_path / "m.keras")
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", original(X))
+    in_fresh_process(
+        """
+        import sys, keras, numpy as np
+        import revkeras, tests.test_saving
+        folder = sys.argv[1]
+        model = keras.models.load_model(f"{folder}/m.keras", safe_mode=True)
+        x, y = np.load(f"{folder}/x.npy"), np.load(f"{folder}/y.npy")
+        np.testing.assert_allclose(model(x), y, rtol=1e-5, atol=1e-6)
+        model.fit(x, y, verbose=0)  # the optimizer's state came along
+        assert int(model.optimizer.iterations) == 2
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
+def test_saved_model_without_revkeras(tmp_path, mode):
+    """Loaded, served and differentiated where neither revkeras nor Keras is imported."""
+    original = model(mode)
+    original.fit(X, Y, verbose=0)
+    original.export(tmp_path / "saved", verbose=False)
+    x = tf.constant(X)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = original(x, training=False)
+        loss = tf.reduce_sum(y**2)
+    np.savez(tmp_path / "expected.npz", x=X, y=y, dx=tape.gradient(loss, x))
+    in_fresh_process(
+        """
+        import sys
+        sys.modules["revkeras"] = sys.modules["keras"] = None  # importing either fails
+        import numpy as np, tensorflow as tf
+        folder = sys.argv[1]
+        expected = np.load(f"{folder}/expected.npz")
+        loaded = tf.saved_model.load(f"{folder}/saved")
+        x = tf.constant(expected["x"])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = loaded.serve(x)
+            loss = tf.reduce_sum(y**2)
+        np.testing.assert_allclose(y, expected["y"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(tape.gradient(loss, x), expected["dx"], rtol=1e-3, atol=1e-4)
+        served = loaded.signatures["serving_default"](x)
+        np.testing.assert_allclose(list(served.values())[0], expected["y"], rtol=1e-4, atol=1e-5)
+        """,
+        tmp_path,
+    )
