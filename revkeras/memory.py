@@ -1,17 +1,13 @@
 """What a training step costs: activation bytes and seconds, measured in this process."""
 
 import dataclasses
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-
-import keras
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +15,8 @@ class StepCost:
     """The cost of one training step.
 
     Attributes:
-        activation_bytes: Peak of a step over the level between steps, less one
-            set of gradients. In bytes.
+        activation_bytes: Peak of a step over the level between steps, in bytes.
+            Gradients that wait for the optimizer count with the activations.
         step_seconds: Median duration of a step. In seconds.
     """
 
@@ -28,10 +24,8 @@ class StepCost:
     step_seconds: float
 
 
-def measure_steps(
-    step: Callable[[], object], variables: Iterable[keras.Variable] = (), steps: int = 5
-) -> StepCost:
-    """Measures what a training step holds beyond state and gradients.
+def measure_steps(step: Callable[[], object], steps: int = 5) -> StepCost:
+    """Measures what a training step holds beyond the model's and the optimizer's state.
 
     The first two steps are taken before anything is noted, so that compilers,
     optimizer slots and caches are in the level and not in the peak. Linux only,
@@ -41,8 +35,6 @@ def measure_steps(
 
     Args:
         step: Takes one training step when called.
-        variables: The variables whose gradients a step holds; their bytes are
-            taken off. Defaults to `()`.
         steps: Integer, how many steps are measured. Defaults to `5`.
 
     Returns:
@@ -58,7 +50,7 @@ def measure_steps(
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
     >>> model.compile("sgd", "mse")
     >>> x = keras.ops.ones((4, 8))
-    >>> cost = measure_steps(lambda: model.train_on_batch(x, x), model.trainable_variables)
+    >>> cost = measure_steps(lambda: model.train_on_batch(x, x))
     >>> cost.step_seconds > 0
     True
     """
@@ -72,12 +64,7 @@ def measure_steps(
         step()
         seconds.append(time.perf_counter() - start)
     peak = _status_bytes("VmHWM")
-    return StepCost(peak - level - gradient_bytes(variables), statistics.median(seconds))
-
-
-def gradient_bytes(variables: Iterable[keras.Variable]) -> int:
-    """The size of one set of gradients of `variables`, in bytes."""
-    return sum(math.prod(v.shape) * _ITEM_BYTES[v.dtype] for v in variables)
+    return StepCost(peak - level, statistics.median(seconds))
 
 
 def _status_bytes(field: str) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from revkeras.step import Layout, Step, run_steps
+from revkeras.step import Layout, Step, run_step, run_steps
 
 eager_scope = tf.init_scope
 
@@ -41,7 +41,9 @@ def reversible(
     def run(inputs, weights, state):
         with tf.GradientTape() as watcher:
             inputs, weights, state = _detached((inputs, weights, state))
-            streams, sides, updates, seen = run_steps(steps, layout.split(inputs), weights, state)
+            streams, sides, updates, seen = run_steps(
+                steps, layout.split(inputs), weights, state, _run_in_turn
+            )
         _refuse_untracked(watcher.watched_variables())
         results = layout.join(streams), sides, updates
 
@@ -97,7 +99,8 @@ def checkpoint(function: Callable, inputs: list, weights: list, state: list) -> 
     @tf.custom_gradient
     def run(inputs, weights, state):
         with tf.GradientTape() as watcher:
-            results = function(*_detached((inputs, weights, state)))
+            inputs, weights, state = _detached((inputs, weights, state))
+            results = function(inputs, weights, _after(inputs, state))
         _refuse_untracked(watcher.watched_variables())
 
         def grad(*gradients):
@@ -136,6 +139,20 @@ def _one_piece(function: Callable) -> Callable:
     if tf.executing_eagerly():
         return function
     return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+
+
+def _run_in_turn(step: Step, streams: list, weights: list, state: list) -> tuple:
+    return run_step(step, streams, weights, _after(streams, state))
+
+
+def _after(tensors: list, state: list) -> list:
+    """`state`, once `tensors` are there.
+
+    Dropout's draws depend on the seed alone: the executor made those of later
+    blocks while the first were computing, and the drawn tensors waited in memory.
+    """
+    with tf.control_dependencies(tensors):
+        return [tf.identity(value) for value in state]
 
 
 def _detached(tensors):
