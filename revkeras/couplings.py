@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from revkeras.streams import same_shape
+
 
 def additive_forward(x: Any, fx: Any) -> Any:
     """`x + fx`, the coupling of RevNets (Gomez et al. 2017, arXiv:1707.04585)."""
@@ -92,13 +94,6 @@ def refuse_changed_stream(argument: str, function: Callable, y: Any, x: Any) -> 
             f"`{argument}` ({name_of(function)}) must keep the stream's shape and dtype: "
             f"expected {expected[0]} {expected[1]}, received {found[0]} {found[1]}."
         )
-
-
-def same_shape(a: Sequence, b: Sequence) -> bool:
-    """Whether two shapes agree wherever both are known."""
-    return len(a) == len(b) and all(
-        m == n or m is None or n is None for m, n in zip(a, b, strict=True)
-    )
 
 
 def serialize(functions: Sequence[Callable] | None) -> list | None:

@@ -1,13 +1,13 @@
 """The layer that users put in a model."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from revkeras import backprop, couplings
+from revkeras import backprop, couplings, streams
 from revkeras.block_call import BlockCall, Operands, as_step, call_plainly, separate_update
+from revkeras.call_arguments import argument_names, merged_signature, required_arguments
 from revkeras.stateless import mask_of, spec_of
 from revkeras.step import Layout, Step, run_step, run_steps
 
@@ -109,7 +109,7 @@ class ReversibleSequential(keras.layers.Layer):
         **kwargs: Any,
     ):
         _check_layers(layers)
-        _check_split_axis(split_axis)
+        streams.check_split_axis(split_axis)
         if memory_mode not in MEMORY_MODES:
             raise ValueError(
                 f"Invalid value for argument `memory_mode`: expected one of {MEMORY_MODES}, "
@@ -129,15 +129,15 @@ class ReversibleSequential(keras.layers.Layer):
         self._pairs = None if coupling_forward is None else pairs
         # Keras refuses tensors and other values side by side in `**arguments`, so the
         # arguments that blocks take stand in the signature under their names.
-        self._call_signature = _merged_signature(self._call_signature, self.layers)
+        self._call_signature = merged_signature(self._call_signature, self.layers)
         self._all_built = False
         self._argument_specs: dict[str, Any] = {}
 
     def build(self, input_shape: Any) -> None:
-        stream_shape = self._stream_shape(input_shape)
+        stream_shape = streams.stream_shape(input_shape, self.split_axis)
         stream = keras.KerasTensor(stream_shape, dtype=self.compute_dtype)
         for index, layer in enumerate(self.layers):
-            if _required_arguments(layer):
+            if required_arguments(layer):
                 continue  # built by the first call, which has them
             fx, _ = separate_update(layer(stream))
             self._check_update(index, stream_shape, fx.shape)
@@ -146,25 +146,25 @@ class ReversibleSequential(keras.layers.Layer):
                     couplings.check_pair(
                         *self._pairs[index], stream_shape, fx.shape, self.compute_dtype
                     )
-        self.input_spec = self._expected_input(input_shape)
+        self.input_spec = streams.input_spec(input_shape, self.split_axis)
         self.built = True
 
     def call(
         self, inputs: Any, training: bool | None = None, mask: Any = None, **arguments: Any
     ) -> Any:
-        tensors, layout = self._enter(inputs)
+        tensors, layout = streams.enter(inputs, self.split_axis, self.compute_dtype)
         calls = self._block_calls(tensors, training, mask, arguments)
         if not self._all_built:
             self._build_with_arguments(layout.split(tensors)[1], calls)
         if self.memory_mode == "none":
-            streams, extras = layout.split(tensors), []
+            pair, extras = layout.split(tensors), []
             for call in calls:
-                streams, more = call_plainly(call, streams)
+                pair, more = call_plainly(call, pair)
                 extras.extend(more)
-            outputs = layout.join(streams)
+            outputs = layout.join(pair)
         else:
             outputs, extras = self._call_engine(calls, layout, tensors)
-        outputs = self._leave(outputs, inputs)
+        outputs = streams.leave(outputs, inputs)
         return (outputs, *extras) if extras else outputs
 
     def _call_engine(
@@ -190,7 +190,7 @@ class ReversibleSequential(keras.layers.Layer):
         arguments = {name: value for name, value in arguments.items() if value is not None}
         masks = keras.tree.flatten(mask) + [mask_of(x) for x in tensors]
         mask = next((m for m in masks if m is not None), None)
-        names = [_argument_names(layer) for layer in self.layers]
+        names = [argument_names(layer) for layer in self.layers]
         unknown = set(arguments).difference(*names)
         if unknown:
             raise TypeError(
@@ -212,15 +212,15 @@ class ReversibleSequential(keras.layers.Layer):
         pairs = self._pairs or couplings.resolve(None, None)
         forward, inverse = pairs[index % len(pairs)]
 
-        def couple(streams: list, fx: Any) -> list:
-            x0, x1 = streams
+        def couple(inputs: list, fx: Any) -> list:
+            x0, x1 = inputs
             self._check_update(index, x0.shape, fx.shape)
             y1 = forward(x0, keras.ops.cast(fx, x0.dtype))
             couplings.refuse_changed_stream("coupling_forward", forward, y1, x0)
             return [x1, y1]
 
-        def uncouple(streams: list, fx: Any) -> list:
-            y0, y1 = streams
+        def uncouple(outputs: list, fx: Any) -> list:
+            y0, y1 = outputs
             x0 = inverse(y1, keras.ops.cast(fx, y1.dtype))
             couplings.refuse_changed_stream("coupling_inverse", inverse, x0, y1)
             return [x0, y0]
@@ -238,71 +238,9 @@ class ReversibleSequential(keras.layers.Layer):
                 self._check_update(index, stream.shape, fx.shape)
         self._all_built = True
 
-    def _enter(self, inputs: Any) -> tuple[list, Layout]:
-        """The input as a list of tensors, and how that list holds the streams."""
-        self._check_dtype(inputs)
-        tensors = [keras.ops.cast(x, self.compute_dtype) for x in keras.tree.flatten(inputs)]
-        if isinstance(inputs, (list, tuple)):
-            return tensors, _PAIR
-        if self.split_axis is None:
-            return tensors * 2, _PAIR
-        axis = self.split_axis
-        return tensors, Layout(
-            split=lambda tensors: list(keras.ops.split(tensors[0], 2, axis=axis)),
-            join=lambda streams: [keras.ops.concatenate(streams, axis=axis)],
-        )
-
-    def _check_dtype(self, inputs: Any) -> None:
-        dtypes = [keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(inputs)]
-        if not all("float" in dtype for dtype in dtypes):
-            raise ValueError(
-                f"Invalid dtype for argument `inputs` of ReversibleSequential '{self.name}': "
-                f"expected floating-point tensors, received {dtypes}. Embed or cast them first."
-            )
-
-    def _leave(self, outputs: list, inputs: Any) -> Any:
-        if isinstance(inputs, (list, tuple)):
-            return type(inputs)(outputs)
-        return outputs[0] if len(outputs) == 1 else (outputs[0] + outputs[1]) / 2
-
-    def _stream_shape(self, input_shape: Any) -> tuple:
-        if _is_pair(input_shape):
-            shapes = [tuple(s) for s in input_shape]
-            if len(shapes) != 2 or not couplings.same_shape(*shapes):
-                raise ValueError(
-                    "A list or tuple given to ReversibleSequential is taken as its two streams: "
-                    f"expected two tensors of equal shape, received shapes {shapes}."
-                )
-            return shapes[1]
-        shape, axis = list(input_shape), self.split_axis
-        if axis is None:
-            return tuple(shape)
-        if not -len(shape) < axis < len(shape) or axis % len(shape) == 0:
-            raise ValueError(
-                f"Invalid value for argument `split_axis`: the input has rank {len(shape)}, so "
-                f"an axis from 1 to {len(shape) - 1} (or from {1 - len(shape)} to -1) was "
-                f"expected; received split_axis={axis} for an input of shape {tuple(shape)}."
-            )
-        if shape[axis] is None or shape[axis] % 2:
-            raise ValueError(
-                "ReversibleSequential splits its input in two halves on "
-                f"`split_axis`={axis}: expected a known, even size there, received "
-                f"{shape[axis]} in an input of shape {tuple(shape)}. Choose another "
-                "`split_axis`, or `split_axis=None` to pass the whole input to both streams."
-            )
-        shape[axis] //= 2
-        return tuple(shape)
-
-    def _expected_input(self, input_shape: Any) -> Any:
-        if _is_pair(input_shape):
-            return [keras.layers.InputSpec(ndim=len(shape)) for shape in input_shape]
-        axis = self.split_axis
-        axes = {} if axis is None else {axis: input_shape[axis]}
-        return keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
-
     def _check_update(self, index: int, stream_shape: Sequence, fx_shape: Sequence) -> None:
         # A coupling of the user's may want another shape; what it returns is checked instead.
-        if self._pairs is None and not couplings.same_shape(stream_shape, fx_shape):
+        if self._pairs is None and not streams.same_shape(stream_shape, fx_shape):
             layer = self.layers[index]
             raise ValueError(
                 f"Block {index} ('{layer.name}', of type {type(layer).__name__}) must keep the "
@@ -316,9 +254,10 @@ class ReversibleSequential(keras.layers.Layer):
     def compute_output_spec(
         self, inputs: Any, training: bool | None = None, mask: Any = None, **arguments: Any
     ) -> Any:
-        self._check_dtype(inputs)
+        streams.check_dtypes(inputs)
         tensors = keras.tree.flatten(inputs)
-        shape = self._stream_shape(keras.tree.map_structure(lambda x: tuple(x.shape), inputs))
+        input_shape = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
+        shape = streams.stream_shape(input_shape, self.split_axis)
         stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
         calls = self._block_calls(tensors, training, mask, arguments)
         self._build_with_arguments(stream, calls)
@@ -348,7 +287,7 @@ class ReversibleSequential(keras.layers.Layer):
                 name: keras.KerasTensor(spec["shape"], dtype=spec["dtype"])
                 for name, spec in config["arguments"].items()
             }
-            shape = self._stream_shape(config["input_shape"])
+            shape = streams.stream_shape(config["input_shape"], self.split_axis)
             stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
             self._build_with_arguments(stream, self._block_calls([], None, None, arguments))
 
@@ -380,24 +319,21 @@ class ReversibleSequential(keras.layers.Layer):
         return cls([unique[i] for i in config.pop("order")], **config)
 
 
-_PAIR = Layout(split=lambda tensors: list(tensors), join=lambda streams: list(streams))
-
-
 def _checkpointed(
     steps: Sequence[Step], layout: Layout, inputs: list, weights: list, state: list
 ) -> tuple[list, list, dict]:
     """Runs the steps and keeps each one's input."""
 
-    def run(step: Step, streams: list, weights: list, state: list) -> tuple[list, list, dict]:
-        def function(streams: list, weights: list, state: list) -> tuple[list, dict]:
-            streams, sides, updates = run_step(step, streams, weights, state)
-            return [*streams, *sides], updates
+    def run(step: Step, pair: list, weights: list, state: list) -> tuple[list, list, dict]:
+        def function(pair: list, weights: list, state: list) -> tuple[list, dict]:
+            pair, sides, updates = run_step(step, pair, weights, state)
+            return [*pair, *sides], updates
 
-        outputs, updates = backprop.checkpoint(function, streams, weights, state)
+        outputs, updates = backprop.checkpoint(function, pair, weights, state)
         return outputs[:2], outputs[2:], updates
 
-    streams, sides, updates, _ = run_steps(steps, layout.split(inputs), weights, state, run)
-    return layout.join(streams), sides, updates
+    pair, sides, updates, _ = run_steps(steps, layout.split(inputs), weights, state, run)
+    return layout.join(pair), sides, updates
 
 
 def _check_layers(layers: Any) -> None:
@@ -420,14 +356,6 @@ def _check_layers(layers: Any) -> None:
             )
 
 
-def _check_split_axis(axis: Any) -> None:
-    if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int) or axis == 0):
-        raise ValueError(
-            "Invalid value for argument `split_axis`: expected None or an integer other than 0, "
-            f"the batch axis; received split_axis={axis!r} (of type {type(axis).__name__})."
-        )
-
-
 def _stream_dtype(dtype: Any) -> str:
     if dtype is None:
         return keras.config.dtype_policy().variable_dtype
@@ -438,29 +366,3 @@ def _stream_dtype(dtype: Any) -> str:
             f"streams, received dtype={dtype!r}."
         )
     return stream_dtype
-
-
-def _merged_signature(own: inspect.Signature, layers: list) -> inspect.Signature:
-    *fixed, rest = own.parameters.values()
-    names = set().union(*(_argument_names(layer) for layer in layers)) - set(own.parameters)
-    named = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in names]
-    return own.replace(parameters=[*fixed, *sorted(named, key=lambda p: p.name), rest])
-
-
-def _argument_parameters(layer: keras.layers.Layer) -> list[inspect.Parameter]:
-    """The parameters of the layer's `call()` after its input and `training`."""
-    _, *parameters = inspect.signature(layer.call).parameters.values()
-    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    return [p for p in parameters if p.kind not in variadic and p.name != "training"]
-
-
-def _argument_names(layer: keras.layers.Layer) -> set[str]:
-    return {p.name for p in _argument_parameters(layer)}
-
-
-def _required_arguments(layer: keras.layers.Layer) -> list[str]:
-    return [p.name for p in _argument_parameters(layer) if p.default is inspect.Parameter.empty]
-
-
-def _is_pair(shape: Any) -> bool:
-    return any(isinstance(s, (list, tuple)) for s in shape)

@@ -1,0 +1,100 @@
+"""How an input holds the two streams, and how an output gives them back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from revkeras.step import Layout
+
+_APART = Layout(split=list, join=list)
+
+
+def check_split_axis(axis: Any) -> None:
+    """Raises unless `axis` is `None` or could be an axis after the batch's."""
+    if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int) or axis == 0):
+        raise ValueError(
+            "Invalid value for argument `split_axis`: expected None or an integer other than 0, "
+            f"the batch axis; received split_axis={axis!r} (of type {type(axis).__name__})."
+        )
+
+
+def check_dtypes(inputs: Any) -> None:
+    """Raises unless all inputs are floating-point tensors."""
+    dtypes = [keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(inputs)]
+    if not all("float" in dtype for dtype in dtypes):
+        raise ValueError(
+            "Invalid dtype for argument `inputs` of ReversibleSequential: expected "
+            f"floating-point tensors, received {dtypes}. Embed or cast them first."
+        )
+
+
+def stream_shape(input_shape: Any, axis: int | None) -> tuple:
+    """The shape of one stream; raises if the input does not hold two."""
+    if is_pair(input_shape):
+        shapes = [tuple(s) for s in input_shape]
+        if len(shapes) != 2 or not same_shape(*shapes):
+            raise ValueError(
+                "A list or tuple given to ReversibleSequential is taken as its two streams: "
+                f"expected two tensors of equal shape, received shapes {shapes}."
+            )
+        return shapes[1]
+    shape = list(input_shape)
+    if axis is None:
+        return tuple(shape)
+    if not -len(shape) < axis < len(shape):
+        raise ValueError(
+            f"Invalid value for argument `split_axis`: the input has rank {len(shape)}, so an "
+            f"axis from 1 to {len(shape) - 1} (or from {1 - len(shape)} to -1) was expected; "
+            f"received split_axis={axis} for an input of shape {tuple(shape)}."
+        )
+    if shape[axis] is None or shape[axis] % 2:
+        raise ValueError(
+            f"ReversibleSequential splits its input in two halves on `split_axis`={axis}: "
+            f"expected a known, even size there, received {shape[axis]} in an input of shape "
+            f"{tuple(shape)}. Choose another `split_axis`, or `split_axis=None` to pass the "
+            "whole input to both streams."
+        )
+    shape[axis] //= 2
+    return tuple(shape)
+
+
+def input_spec(input_shape: Any, axis: int | None) -> Any:
+    """What later inputs must look like, as Keras checks it."""
+    if is_pair(input_shape):
+        return [keras.layers.InputSpec(ndim=len(shape)) for shape in input_shape]
+    axes = {} if axis is None else {axis: input_shape[axis]}
+    return keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
+
+
+def enter(inputs: Any, axis: int | None, dtype: str) -> tuple[list, Layout]:
+    """The input as a list of tensors, and how that list holds the streams."""
+    check_dtypes(inputs)
+    tensors = [keras.ops.cast(x, dtype) for x in keras.tree.flatten(inputs)]
+    if isinstance(inputs, (list, tuple)):
+        return tensors, _APART
+    if axis is None:
+        return tensors * 2, _APART
+    return tensors, Layout(
+        split=lambda tensors: list(keras.ops.split(tensors[0], 2, axis=axis)),
+        join=lambda streams: [keras.ops.concatenate(streams, axis=axis)],
+    )
+
+
+def leave(outputs: list, inputs: Any) -> Any:
+    """The output tensors in the structure of the input that they came from."""
+    if isinstance(inputs, (list, tuple)):
+        return type(inputs)(outputs)
+    return outputs[0] if len(outputs) == 1 else (outputs[0] + outputs[1]) / 2
+
+
+def same_shape(a: Sequence, b: Sequence) -> bool:
+    """Whether two shapes agree wherever both are known."""
+    return len(a) == len(b) and all(
+        m == n or m is None or n is None for m, n in zip(a, b, strict=True)
+    )
+
+
+def is_pair(shape: Any) -> bool:
+    """Whether a shape is that of a list or tuple of tensors."""
+    return any(isinstance(s, (list, tuple)) for s in shape)
