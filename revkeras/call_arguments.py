@@ -29,5 +29,6 @@ def merged_signature(own: inspect.Signature, layers: list) -> inspect.Signature:
 
 
 def _parameters(layer: keras.layers.Layer) -> list[inspect.Parameter]:
-    _, *parameters = inspect.signature(layer.call).parameters.values()
+    # Not of `layer.call`: a layer that passes arguments on has a wider one here.
+    _, *parameters = layer._call_signature.parameters.values()
     return [p for p in parameters if p.kind not in _VARIADIC and p.name != "training"]

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from revkeras import backprop
-from revkeras.stateless import StatelessLayer, separate_tensors, spec_of
+from revkeras.stateless import StatelessLayer, is_built, separate_tensors, spec_of
 
 
 @keras.saving.register_keras_serializable(package="revkeras")
@@ -53,7 +53,7 @@ class Checkpoint(keras.layers.Wrapper):
         self.built = True  # the layer inside is built by the first call, with all its arguments
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        if not all(layer.built for layer in self.layer._flatten_layers()):
+        if not is_built(self.layer):
             self.layer(*spec_of(args), **spec_of(kwargs))
         layer = StatelessLayer.of(self.layer, training)
         floats, others, rebuild = separate_tensors((args, kwargs))
@@ -76,6 +76,9 @@ class Checkpoint(keras.layers.Wrapper):
         for loss in losses:
             self.add_loss(loss)
         return outputs
+
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.compute_output_shape(*args, **kwargs)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer(*args, **kwargs)

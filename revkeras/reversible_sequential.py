@@ -8,7 +8,7 @@ import keras
 from revkeras import backprop, couplings, streams
 from revkeras.block_call import BlockCall, Operands, as_step, call_plainly, separate_update
 from revkeras.call_arguments import argument_names, merged_signature, required_arguments
-from revkeras.stateless import mask_of, spec_of
+from revkeras.stateless import is_built, spec_of
 from revkeras.step import Layout, Step, run_step, run_steps
 
 MEMORY_MODES = ("reversible", "checkpoint", "none")
@@ -109,7 +109,7 @@ class ReversibleSequential(keras.layers.Layer):
         **kwargs: Any,
     ):
         _check_layers(layers)
-        streams.check_split_axis(split_axis)
+        split_axis = streams.check_split_axis(split_axis)
         if memory_mode not in MEMORY_MODES:
             raise ValueError(
                 f"Invalid value for argument `memory_mode`: expected one of {MEMORY_MODES}, "
@@ -126,26 +126,21 @@ class ReversibleSequential(keras.layers.Layer):
         # Keras's whole-model compile is one program, in which XLA merges the recomputation
         # with the forward pass and puts off weight gradients: memory grows with depth again.
         self.supports_jit = False
-        self._pairs = None if coupling_forward is None else pairs
+        self._pairs = pairs
+        self._is_additive = coupling_forward is None
         # Keras refuses tensors and other values side by side in `**arguments`, so the
         # arguments that blocks take stand in the signature under their names.
         self._call_signature = merged_signature(self._call_signature, self.layers)
-        self._all_built = False
         self._argument_specs: dict[str, Any] = {}
 
     def build(self, input_shape: Any) -> None:
         stream_shape = streams.stream_shape(input_shape, self.split_axis)
         stream = keras.KerasTensor(stream_shape, dtype=self.compute_dtype)
-        for index, layer in enumerate(self.layers):
-            if required_arguments(layer):
-                continue  # built by the first call, which has them
-            fx, _ = separate_update(layer(stream))
-            self._check_update(index, stream_shape, fx.shape)
-            if self._pairs and self.check_inverse and index < len(self._pairs):
-                with backprop.eager_scope():
-                    couplings.check_pair(
-                        *self._pairs[index], stream_shape, fx.shape, self.compute_dtype
-                    )
+        if self.check_inverse:
+            with backprop.eager_scope():
+                for pair in self._pairs[: len(self.layers)]:
+                    couplings.check_pair(*pair, stream_shape, self.compute_dtype)
+        self._build_blocks(stream, self._block_calls([None, None], None, {}))
         self.input_spec = streams.input_spec(input_shape, self.split_axis)
         self.built = True
 
@@ -153,9 +148,9 @@ class ReversibleSequential(keras.layers.Layer):
         self, inputs: Any, training: bool | None = None, mask: Any = None, **arguments: Any
     ) -> Any:
         tensors, layout = streams.enter(inputs, self.split_axis, self.compute_dtype)
-        calls = self._block_calls(tensors, training, mask, arguments)
-        if not self._all_built:
-            self._build_with_arguments(layout.split(tensors)[1], calls)
+        masks = streams.stream_masks(inputs, mask, self.split_axis)
+        calls = self._block_calls(masks, training, arguments)
+        self._build_blocks(layout.split(tensors)[1], calls)
         if self.memory_mode == "none":
             pair, extras = layout.split(tensors), []
             for call in calls:
@@ -184,12 +179,8 @@ class ReversibleSequential(keras.layers.Layer):
                 self.add_loss(loss)
         return outputs, extras
 
-    def _block_calls(
-        self, tensors: list, training: bool | None, mask: Any, arguments: dict
-    ) -> list[BlockCall]:
+    def _block_calls(self, masks: list, training: bool | None, arguments: dict) -> list[BlockCall]:
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        masks = keras.tree.flatten(mask) + [mask_of(x) for x in tensors]
-        mask = next((m for m in masks if m is not None), None)
         names = [argument_names(layer) for layer in self.layers]
         unknown = set(arguments).difference(*names)
         if unknown:
@@ -201,6 +192,7 @@ class ReversibleSequential(keras.layers.Layer):
         calls = []
         for index, (layer, accepted) in enumerate(zip(self.layers, names, strict=True)):
             own = {name: value for name, value in arguments.items() if name in accepted}
+            mask = masks[(index + 1) % 2]  # the streams change places after each block
             if mask is not None and "mask" in accepted:
                 own["mask"] = mask
             couple, uncouple = self._coupling(index)
@@ -209,8 +201,7 @@ class ReversibleSequential(keras.layers.Layer):
 
     def _coupling(self, index: int) -> tuple[Callable, Callable]:
         """The coupling of block `index` as functions of both streams."""
-        pairs = self._pairs or couplings.resolve(None, None)
-        forward, inverse = pairs[index % len(pairs)]
+        forward, inverse = self._pairs[index % len(self._pairs)]
 
         def couple(inputs: list, fx: Any) -> list:
             x0, x1 = inputs
@@ -227,20 +218,24 @@ class ReversibleSequential(keras.layers.Layer):
 
         return couple, uncouple
 
-    def _build_with_arguments(self, stream: Any, calls: list[BlockCall]) -> None:
-        """Builds what only a call with all its arguments can build."""
+    def _build_blocks(self, stream: Any, calls: list[BlockCall]) -> None:
+        """Builds the blocks that are not built and whose arguments are there."""
         stream = keras.KerasTensor(stream.shape, dtype=self.compute_dtype)
         for index, call in enumerate(calls):
-            if not all(layer.built for layer in call.layer._flatten_layers()):
-                specs = spec_of(call.arguments)
-                self._argument_specs.update(specs)
+            if is_built(call.layer) or required_arguments(call.layer) - set(call.arguments):
+                continue
+            specs = spec_of(call.arguments)
+            self._argument_specs.update(specs)
+            try:
                 fx, _ = separate_update(call.layer(stream, **specs))
-                self._check_update(index, stream.shape, fx.shape)
-        self._all_built = True
+            except Exception:
+                if argument_names(call.layer) - {"mask"} - set(call.arguments):
+                    continue  # it may miss an argument that only a later call brings
+                raise
+            self._check_update(index, stream.shape, fx.shape)
 
     def _check_update(self, index: int, stream_shape: Sequence, fx_shape: Sequence) -> None:
-        # A coupling of the user's may want another shape; what it returns is checked instead.
-        if self._pairs is None and not streams.same_shape(stream_shape, fx_shape):
+        if not streams.same_shape(stream_shape, fx_shape):
             layer = self.layers[index]
             raise ValueError(
                 f"Block {index} ('{layer.name}', of type {type(layer).__name__}) must keep the "
@@ -249,22 +244,22 @@ class ReversibleSequential(keras.layers.Layer):
             )
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
+        inputs = keras.tree.map_shape_structure(keras.KerasTensor, input_shape)
+        return keras.tree.map_structure(lambda x: x.shape, self.compute_output_spec(inputs))
 
     def compute_output_spec(
         self, inputs: Any, training: bool | None = None, mask: Any = None, **arguments: Any
     ) -> Any:
-        streams.check_dtypes(inputs)
-        tensors = keras.tree.flatten(inputs)
+        streams.check_inputs(inputs)
         input_shape = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
         shape = streams.stream_shape(input_shape, self.split_axis)
         stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
-        calls = self._block_calls(tensors, training, mask, arguments)
-        self._build_with_arguments(stream, calls)
+        calls = self._block_calls(streams.stream_masks(inputs, mask, None), training, arguments)
         extras = []
-        for call in calls:
-            specs = spec_of(call.arguments)
-            extras.extend(separate_update(call.layer(stream, **specs))[1])
+        for index, call in enumerate(calls):
+            fx, more = separate_update(call.layer(stream, **spec_of(call.arguments)))
+            self._check_update(index, shape, fx.shape)
+            extras.extend(more)
         outputs = keras.tree.map_structure(
             lambda x: keras.KerasTensor(x.shape, dtype=self.compute_dtype), inputs
         )
@@ -272,28 +267,29 @@ class ReversibleSequential(keras.layers.Layer):
 
     def get_build_config(self) -> dict | None:
         config = super().get_build_config()
-        if config and self._argument_specs:
-            config["arguments"] = {
-                name: {"shape": spec.shape, "dtype": spec.dtype}
-                for name, spec in self._argument_specs.items()
-                if isinstance(spec, keras.KerasTensor)
-            }
-        return config
+        arguments = {}
+        for name, spec in self._argument_specs.items():
+            if isinstance(spec, keras.KerasTensor):
+                arguments[name] = {"shape": spec.shape, "dtype": spec.dtype}
+            elif isinstance(spec, (bool, int, float, str)):
+                arguments[name] = {"value": spec}
+        return {**config, "arguments": arguments} if config and arguments else config
 
     def build_from_config(self, config: dict) -> None:
         self.build(config["input_shape"])
-        if "arguments" in config:
-            arguments = {
-                name: keras.KerasTensor(spec["shape"], dtype=spec["dtype"])
-                for name, spec in config["arguments"].items()
-            }
-            shape = streams.stream_shape(config["input_shape"], self.split_axis)
-            stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
-            self._build_with_arguments(stream, self._block_calls([], None, None, arguments))
+        arguments = {
+            name: spec["value"]
+            if "value" in spec
+            else keras.KerasTensor(spec["shape"], dtype=spec["dtype"])
+            for name, spec in config.get("arguments", {}).items()
+        }
+        shape = streams.stream_shape(config["input_shape"], self.split_axis)
+        stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
+        self._build_blocks(stream, self._block_calls([None, None], None, arguments))
 
     def get_config(self) -> dict:
         unique = list({id(layer): layer for layer in self.layers}.values())
-        forwards, inverses = zip(*self._pairs, strict=True) if self._pairs else (None, None)
+        forwards, inverses = (None, None) if self._is_additive else zip(*self._pairs, strict=True)
         return {
             **super().get_config(),
             "layers": [keras.saving.serialize_keras_object(layer) for layer in unique],

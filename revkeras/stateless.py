@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from revkeras import backprop
+
 
 @dataclasses.dataclass(frozen=True)
 class StatelessLayer:
@@ -26,12 +28,12 @@ class StatelessLayer:
     @classmethod
     def of(cls, layer: keras.layers.Layer, training: bool | None) -> "StatelessLayer":
         """The layer with its variables as they are sorted now."""
-        return cls(
-            layer,
-            training,
-            tuple(layer.trainable_variables),
-            tuple(layer.non_trainable_variables),
-        )
+        state = [*layer.non_trainable_variables, *layer.metrics_variables]
+        for inner in layer._flatten_layers():
+            if getattr(inner, "stateful", False):  # Keras does not track the states of an RNN
+                state.extend(keras.tree.flatten(getattr(inner, "states", None) or []))
+        unique = {id(v): v for v in state}
+        return cls(layer, training, tuple(layer.trainable_variables), tuple(unique.values()))
 
     def __call__(self, weights: list, state: list, *args: Any, **kwargs: Any) -> tuple:
         """Returns `(outputs, losses, updates)`; no variable changes.
@@ -41,23 +43,33 @@ class StatelessLayer:
         variables = (*self.trainable, *self.state)
         mapping = list(zip(variables, (*weights, *state), strict=True))
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            before = [scope.get_current_value(v) for v in self.state]
+            before = [scope.get_current_value(v) for v in variables]
             outputs = self.layer(*args, **kwargs, training=self.training)
-        after = [scope.get_current_value(v) for v in self.state]
-        self._refuse_foreign_state(scope)
-        updates = {i: a for i, (b, a) in enumerate(zip(before, after)) if a is not b}
+        after = [scope.get_current_value(v) for v in variables]
+        changed = [a is not b for a, b in zip(after, before, strict=True)]
+        n = len(self.trainable)
+        self._refuse_unreplayable(
+            [v for v, c in zip(self.trainable, changed[:n], strict=True) if c],
+            foreign=set(scope.state_mapping) - {id(v) for v in variables},
+        )
+        updates = {i: a for i, (a, c) in enumerate(zip(after[n:], changed[n:])) if c}
         return outputs, list(scope.losses), updates
 
-    def _refuse_foreign_state(self, scope: keras.StatelessScope) -> None:
-        known = {id(v) for v in (*self.trainable, *self.state)}
-        if not set(scope.state_mapping) <= known:
+    def _refuse_unreplayable(self, assigned: list, foreign: set) -> None:
+        block = f"Block '{self.layer.name}' (of type {type(self.layer).__name__})"
+        if assigned:
             raise ValueError(
-                f"Block '{self.layer.name}' (of type {type(self.layer).__name__}) updates state "
-                "that is not its own, so it could not be replayed in the backward pass. Random "
-                "numbers need a generator of the block's: set `self.seed_generator = "
-                "keras.random.SeedGenerator(seed)` in its `__init__()` and pass "
-                "`seed=self.seed_generator`. Other state needs `self.add_weight(..., "
-                "trainable=False)`."
+                f"{block} assigns its trainable weights {[v.path for v in assigned]} in its "
+                "`call()`, so what they were could not be told in the backward pass. Make them "
+                "non-trainable, or use `memory_mode='none'`."
+            )
+        if foreign:
+            raise ValueError(
+                f"{block} updates variables that Keras does not count as its state, so it could "
+                "not be replayed in the backward pass. Random numbers need a generator of the "
+                "block's: set `self.seed_generator = keras.random.SeedGenerator(seed)` in its "
+                "`__init__()` and pass `seed=self.seed_generator`. Other state needs "
+                "`self.add_weight(..., trainable=False)`."
             )
 
 
@@ -70,7 +82,10 @@ def separate_tensors(structure: Any) -> tuple[list, list, Callable[[list, list],
         `rebuild(floats, others)`, which puts such tensors back in their places.
         What is no tensor stays in place.
     """
-    leaves = keras.tree.flatten(structure)
+    leaves = [
+        backprop.snapshot([x])[0] if isinstance(x, keras.Variable) else x
+        for x in keras.tree.flatten(structure)
+    ]
     is_tensor = [keras.ops.is_tensor(x) for x in leaves]
     is_float = [t and _is_float(x) for x, t in zip(leaves, is_tensor, strict=True)]
     masks = [mask_of(x) if f else None for x, f in zip(leaves, is_float, strict=True)]
@@ -90,6 +105,11 @@ def separate_tensors(structure: Any) -> tuple[list, list, Callable[[list, list],
         if mask is not None:
             others.append(mask)
     return floats, others, rebuild
+
+
+def is_built(layer: keras.layers.Layer) -> bool:
+    """Whether the layer and all layers in it have their variables."""
+    return all(inner.built for inner in layer._flatten_layers())
 
 
 def spec_of(structure: Any) -> Any:

@@ -1,44 +1,62 @@
 """How an input holds the two streams, and how an output gives them back."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
+from revkeras.stateless import mask_of
 from revkeras.step import Layout
 
 _APART = Layout(split=list, join=list)
 
 
-def check_split_axis(axis: Any) -> None:
-    """Raises unless `axis` is `None` or could be an axis after the batch's."""
-    if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int) or axis == 0):
+def check_split_axis(axis: Any) -> int | None:
+    """`axis` as an integer; raises unless it could be an axis after the batch's."""
+    if axis is None:
+        return None
+    if isinstance(axis, bool) or not hasattr(axis, "__index__") or operator.index(axis) == 0:
         raise ValueError(
             "Invalid value for argument `split_axis`: expected None or an integer other than 0, "
             f"the batch axis; received split_axis={axis!r} (of type {type(axis).__name__})."
         )
+    return operator.index(axis)
 
 
-def check_dtypes(inputs: Any) -> None:
-    """Raises unless all inputs are floating-point tensors."""
-    dtypes = [keras.backend.standardize_dtype(x.dtype) for x in keras.tree.flatten(inputs)]
+def check_inputs(inputs: Any) -> None:
+    """Raises unless the input is a floating-point tensor, or two of equal shape."""
+    tensors = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    if not all(_is_dense_tensor(x) for x in tensors):
+        raise ValueError(
+            "Invalid value for argument `inputs` of ReversibleSequential: expected a dense "
+            f"tensor, or a list or tuple of two, received {inputs!r}."
+        )
+    dtypes = [keras.backend.standardize_dtype(x.dtype) for x in tensors]
     if not all("float" in dtype for dtype in dtypes):
         raise ValueError(
             "Invalid dtype for argument `inputs` of ReversibleSequential: expected "
             f"floating-point tensors, received {dtypes}. Embed or cast them first."
         )
+    if isinstance(inputs, (list, tuple)):
+        stream_shape([x.shape for x in tensors], None)
 
 
 def stream_shape(input_shape: Any, axis: int | None) -> tuple:
     """The shape of one stream; raises if the input does not hold two."""
     if is_pair(input_shape):
-        shapes = [tuple(s) for s in input_shape]
-        if len(shapes) != 2 or not same_shape(*shapes):
+        shapes = [s if s is None else tuple(s) for s in input_shape]
+        if None in shapes or len(shapes) != 2 or not same_shape(*shapes) or is_pair(shapes[0]):
             raise ValueError(
                 "A list or tuple given to ReversibleSequential is taken as its two streams: "
                 f"expected two tensors of equal shape, received shapes {shapes}."
             )
         return shapes[1]
+    if isinstance(input_shape, dict) or len(input_shape) < 2:
+        raise ValueError(
+            "ReversibleSequential expected an input of shape (batch, ..., channels), or a list "
+            f"or tuple of two, received the shape {input_shape}."
+        )
     shape = list(input_shape)
     if axis is None:
         return tuple(shape)
@@ -62,14 +80,14 @@ def stream_shape(input_shape: Any, axis: int | None) -> tuple:
 def input_spec(input_shape: Any, axis: int | None) -> Any:
     """What later inputs must look like, as Keras checks it."""
     if is_pair(input_shape):
-        return [keras.layers.InputSpec(ndim=len(shape)) for shape in input_shape]
+        return [keras.layers.InputSpec(ndim=len(s), axes={-1: s[-1]}) for s in input_shape]
     axes = {} if axis is None else {axis: input_shape[axis]}
     return keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
 
 
 def enter(inputs: Any, axis: int | None, dtype: str) -> tuple[list, Layout]:
     """The input as a list of tensors, and how that list holds the streams."""
-    check_dtypes(inputs)
+    check_inputs(inputs)
     tensors = [keras.ops.cast(x, dtype) for x in keras.tree.flatten(inputs)]
     if isinstance(inputs, (list, tuple)):
         return tensors, _APART
@@ -84,8 +102,19 @@ def enter(inputs: Any, axis: int | None, dtype: str) -> tuple[list, Layout]:
 def leave(outputs: list, inputs: Any) -> Any:
     """The output tensors in the structure of the input that they came from."""
     if isinstance(inputs, (list, tuple)):
-        return type(inputs)(outputs)
+        return list(outputs) if isinstance(inputs, list) else tuple(outputs)
     return outputs[0] if len(outputs) == 1 else (outputs[0] + outputs[1]) / 2
+
+
+def stream_masks(inputs: Any, mask: Any, axis: int | None) -> list:
+    """The mask of each of the two streams, or `None`."""
+    if isinstance(inputs, (list, tuple)):
+        masks = list(mask) if isinstance(mask, (list, tuple)) else [mask] * 2
+        return [mask_of(x) if m is None else m for x, m in zip(inputs, masks, strict=True)]
+    mask = mask_of(inputs) if mask is None else mask
+    if mask is None or axis is None or axis % len(inputs.shape) >= len(mask.shape):
+        return [mask] * 2
+    return list(keras.ops.split(mask, 2, axis=axis % len(inputs.shape)))
 
 
 def same_shape(a: Sequence, b: Sequence) -> bool:
@@ -97,4 +126,10 @@ def same_shape(a: Sequence, b: Sequence) -> bool:
 
 def is_pair(shape: Any) -> bool:
     """Whether a shape is that of a list or tuple of tensors."""
-    return any(isinstance(s, (list, tuple)) for s in shape)
+    return not isinstance(shape, dict) and any(isinstance(s, (list, tuple)) for s in shape)
+
+
+def _is_dense_tensor(x: Any) -> bool:
+    if isinstance(x, keras.KerasTensor):
+        return not (getattr(x, "ragged", False) or x.sparse)
+    return keras.ops.is_tensor(x) and not hasattr(x, "row_splits") and not hasattr(x, "indices")

@@ -1,5 +1,7 @@
 """Bad input meets a clear error at the earliest moment."""
 
+import collections
+
 import keras
 import numpy as np
 import pytest
@@ -52,6 +54,7 @@ def test_arguments(arguments, message):
     [
         (-1, (2, 5), "known, even size there, received 5 in an input of shape .2, 5."),
         (1, (2, None, 4), "known, even size there, received None"),
+        (-1, (2,), "of shape .batch, ..., channels., .* received the shape .2,."),
         (3, (2, 4, 4), "has rank 3, so an axis from 1 to 2 .*received split_axis=3"),
         (-3, (2, 4, 4), "received split_axis=-3"),
     ],
@@ -68,6 +71,8 @@ def test_block_that_changes_the_shape():
         keras.Sequential([keras.Input((4,)), layer])
     with pytest.raises(ValueError, match="Block 0"):
         ReversibleSequential([L.Dense(1)])(ones(2, 4))  # would broadcast
+    with pytest.raises(ValueError, match="Block 0"):
+        ReversibleSequential([L.Dense(3)], lambda x, f: x + f, lambda y, f: y - f)(ones(2, 4))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +116,35 @@ def test_every_pair_of_a_cycle_is_checked_when_it_is_used():
         ReversibleSequential(dense() * 3, [good[0]] * 2, [good[1], good[0]]).build((None, 4))
 
 
+def test_pair_is_checked_when_blocks_need_further_arguments():
+    class Needs(L.Layer):
+        def call(self, x, context):
+            return x * context
+
+    with pytest.raises(ValueError, match="differs from `x`"):
+        ReversibleSequential(
+            [Needs()], lambda x, f: 0.9 * x + 0.1 * f, lambda y, f: y / 0.9 - 0.1 * f
+        )(ones(2, 4), context=ones(2, 2))
+
+
+def test_pair_is_tried_on_small_values():
+    seen = []
+
+    def forward(x, fx):
+        seen.append(x.shape.num_elements())
+        return x + fx
+
+    ReversibleSequential([L.ReLU()], forward, lambda y, fx: y - fx).build((16, 512, 512, 8))
+    assert max(seen) <= 2 * 2 * 2 * 4
+
+
+def test_pair_that_is_written_for_one_size_is_tried_on_it():
+    scale = np.linspace(1, 2, 6).reshape(3, 1, 2)
+    ReversibleSequential(
+        [L.ReLU()], lambda x, fx: x * scale + fx, lambda y, fx: (y - fx) / scale
+    ).build((None, 3, 5, 4))
+
+
 def test_coupling_with_float32_constants_is_checked_too():
     half = tf.constant(0.5)
     ReversibleSequential(dense(), lambda x, f: x + half * f, lambda y, f: y - half * f).build(
@@ -142,6 +176,38 @@ def test_streams():
         ReversibleSequential(dense())([ones(2, 2), ones(2, 3)])
     with pytest.raises(ValueError, match="expected two tensors of equal shape"):
         ReversibleSequential(dense())([ones(2, 2)] * 3)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"a": ones(2, 4)},
+        [ones(2, 2), None],
+        [[ones(2, 2)] * 2] * 2,
+        tf.RaggedTensor.from_row_lengths(ones(3, 4), [2, 1]),
+        [ones(2, 2), ones(3, 2)],
+    ],
+    ids=["dict", "none", "nested", "ragged", "batches"],
+)
+def test_what_holds_no_two_streams(inputs):
+    with pytest.raises(ValueError, match=r"expected.*(two|a list)"):
+        ReversibleSequential(dense())(inputs)
+
+
+def test_streams_of_other_sizes_after_build():
+    layer = ReversibleSequential(dense())
+    layer([ones(3, 2), ones(3, 2)])
+    with pytest.raises(ValueError, match="expected axis -1 of input shape to have value 2"):
+        layer([ones(3, 4), ones(3, 4)])
+
+
+def test_namedtuple_of_streams_gives_a_tuple():
+    pair = collections.namedtuple("pair", "a b")
+    assert isinstance(ReversibleSequential(dense())(pair(ones(3, 2), ones(3, 2))), tuple)
+
+
+def test_numpy_integer_as_axis():
+    assert ReversibleSequential(dense(), split_axis=np.int64(-1)).split_axis == -1
 
 
 @pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])
@@ -176,6 +242,10 @@ class TestWhatCannotBeReplayed:
         block = L.Lambda(lambda x: x * hidden)
         with pytest.raises(ValueError, match="does not track.*hidden.*add_weight"):
             wrap(block)(ones(2, 4))
+
+    def test_block_that_assigns_trainable_weights(self, wrap):
+        with pytest.raises(ValueError, match="assigns its trainable weights.*kernel"):
+            wrap(L.SpectralNormalization(L.Dense(4)))(ones(2, 8), training=True)
 
     def test_block_with_random_numbers_of_no_generator(self, wrap):
         class Noisy(L.Layer):

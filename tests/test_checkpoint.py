@@ -90,6 +90,53 @@ def test_inside_fit_and_file(tmp_path):
     np.testing.assert_allclose(loaded(normal(8, 4)), model(normal(8, 4)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_one_tensor_twice(graph):
+    layer = L.MultiHeadAttention(2, 4)
+    wrapped = Checkpoint(layer)
+    x = tf.constant(normal(2, 3, 4))
+    wrapped(x, x)
+
+    def gradient(call):
+        def run():
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = tf.reduce_sum(call(x, x) ** 2)
+            return tape.gradient(y, x)
+
+        return (tf.function(run) if graph else run)()
+
+    np.testing.assert_allclose(gradient(wrapped), gradient(layer), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_variable_as_an_argument(run_eagerly):
+    class Scaled(L.Layer):
+        def call(self, x, scale):
+            return x * scale
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.scaled = Checkpoint(Scaled())
+
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+        def call(self, x):
+            return self.scaled(x, scale=self.scale)
+
+    model = Model()
+    model.compile("sgd", "mse", run_eagerly=run_eagerly)
+    model.fit(normal(4, 3), normal(4, 3) + 1, verbose=0)
+    assert np.all(model.scale.numpy() != 1)
+
+
+def test_inside_time_distributed():
+    outputs = L.TimeDistributed(Checkpoint(L.Dense(3)))(keras.Input((6, 8)))
+    assert outputs.shape == (None, 6, 3)
+
+
 class Conformance(testing.TestCase):
     def test_dropout(self):
         self.run_layer_test(

@@ -430,3 +430,153 @@ def test_gradient_is_none_where_plain_autodiff_gives_none():
     layer = revkeras.ReversibleSequential([Ignores(), Ignores()])
     for graph in False, True:
         assert_modes_agree(layer, normal(2, 4), graph=graph)
+
+
+@keras.saving.register_keras_serializable("tests")
+class TwoNames(L.Layer):
+    def call(self, x, a=None, b=None):
+        return keras.ops.tanh(x) * a + b
+
+
+@keras.saving.register_keras_serializable("tests")
+class Optional(L.Layer):
+    """Uses a sublayer only if a context comes."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.own, self.other = L.Dense(4), L.Dense(4)
+
+    def build(self, shape):
+        self.own.build(shape)
+
+    def call(self, x, context=None):
+        return self.own(x) if context is None else self.own(x) + self.other(context)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Required(L.Layer):
+    """Takes a tensor and a number that have no defaults."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(4)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x, context, scale):
+        return self.dense(x) * context * scale
+
+
+@keras.saving.register_keras_serializable("tests")
+class Counts(L.Layer):
+    """Keeps a metric."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.mean = keras.metrics.Mean()
+
+    def call(self, x):
+        self.mean.update_state(x)
+        return keras.ops.tanh(x)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_one_tensor_in_several_places(graph):
+    x = tf.constant(normal(3, 4))
+    layer = revkeras.ReversibleSequential([TwoNames(), TwoNames()], split_axis=None)
+    layer(x, a=x, b=x)
+
+    def gradient(layer):
+        def run():
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = tf.reduce_sum(layer(x, a=x, b=x) ** 2)
+            return tape.gradient(y, x)
+
+        return (tf.function(run) if graph else run)()
+
+    expected = gradient(in_mode(layer, "none"))
+    for mode in "reversible", "checkpoint":
+        np.testing.assert_allclose(gradient(in_mode(layer, mode)), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
+def test_sublayer_that_a_later_argument_brings_in(mode):
+    layer = revkeras.ReversibleSequential([Optional()], memory_mode=mode)
+    x = tf.constant(normal(3, 8))
+    layer(x)
+    with tf.GradientTape() as tape:
+        y = tf.reduce_sum(layer(x, context=tf.ones((3, 4))) ** 2)
+    weights = [v.value for v in layer.trainable_variables]
+    assert len(weights) == 4
+    assert all(d is not None for d in tape.gradient(y, weights))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda b: revkeras.ReversibleSequential([b]), revkeras.Checkpoint]
+)
+def test_arguments_reach_blocks_inside_wrappers(wrap):
+    inner = TwoNames() if wrap is revkeras.Checkpoint else Optional()
+    channels = 4 if wrap is revkeras.Checkpoint else 8
+    arguments = (
+        {"a": tf.ones(4), "b": tf.ones(4)}
+        if wrap is revkeras.Checkpoint
+        else {"context": tf.ones((2, 4))}
+    )
+    layer = revkeras.ReversibleSequential([wrap(inner)])
+    assert_modes_agree(layer, normal(2, 2 * channels), **arguments)
+
+
+def test_required_arguments_in_a_file(tmp_path):
+    inputs, context = keras.Input((8,)), keras.Input((4,))
+    layer = revkeras.ReversibleSequential([Required(), L.Dense(4)])
+    model = keras.Model([inputs, context], layer(inputs, context=context, scale=2.0))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    feed = [normal(2, 8), normal(2, 4)]
+    np.testing.assert_allclose(loaded(feed), model(feed), rtol=1e-6)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_metrics_and_recurrent_states_are_state(graph):
+    layer = revkeras.ReversibleSequential([Counts(), Counts()])
+    x = normal(2, 8)
+
+    def values(mode):
+        copy = in_mode(built, mode)
+        (tf.function(copy) if graph else copy)(x)
+        return [v.numpy() for v in copy.metrics_variables]
+
+    layer(x)
+    built = layer
+    for mode in "reversible", "checkpoint":
+        for a, b in zip(values(mode), values("none"), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+    recurrent = L.LSTM(4, return_sequences=True, stateful=True)
+    outputs = {}
+    for mode in MODES:
+        stack = revkeras.ReversibleSequential([recurrent], memory_mode=mode)
+        stack(normal(2, 3, 8))
+        recurrent.reset_state()
+        with tf.GradientTape() as tape:
+            stack(normal(2, 3, 8))
+            y = tf.reduce_sum(stack(normal(2, 3, 8)) ** 2)
+        outputs[mode] = y, tape.gradient(y, recurrent.trainable_variables[0].value)
+    for mode in "reversible", "checkpoint":
+        for a, b in zip(outputs[mode], outputs["none"], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_mask_is_split_with_the_axis_that_it_covers():
+    layer = revkeras.ReversibleSequential(
+        [L.GRU(4, return_sequences=True) for _ in range(2)], split_axis=1
+    )
+    mask = tf.constant([[True, True, False, True, False, False]])
+    assert_modes_agree(layer, normal(1, 6, 4), mask=mask)
+
+
+def test_output_shape_with_further_outputs():
+    layer = revkeras.ReversibleSequential([Returning(4)])
+    y, square, more = layer.compute_output_shape((None, 8))
+    assert (y, square, more["largest"]) == ((None, 8), (None, 1), (None,))

@@ -137,7 +137,9 @@ def _one_piece(function: Callable) -> Callable:
     they need. It does neither across a function that it must not inline.
     """
     if tf.executing_eagerly():
-        return function
+        # Copies, as of a graph's arguments: were one tensor given twice, a tape would
+        # give each of its two places the gradient of both.
+        return lambda *args: function(*tf.nest.map_structure(tf.identity, args))
     return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
 
 
