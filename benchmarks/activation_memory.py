@@ -226,7 +226,7 @@ def markdown(measurements, all_growths):
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     notes = summaries(all_growths)
     if not any(m.jit_compiled for m in measurements):
-        notes.append("jit_compile=auto came out as false here, so both settings ran one program.")
+        notes.append("jit_compile=auto came out as false here: both settings are one program.")
     lines = "\n".join(f"- {note}" for note in notes)
     return f"""\
 Activation memory and time of a training step, by number of blocks.

@@ -135,12 +135,11 @@ class ReversibleSequential(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         stream_shape = streams.stream_shape(input_shape, self.split_axis)
-        stream = keras.KerasTensor(stream_shape, dtype=self.compute_dtype)
         if self.check_inverse:
             with backprop.eager_scope():
                 for pair in self._pairs[: len(self.layers)]:
                     couplings.check_pair(*pair, stream_shape, self.compute_dtype)
-        self._build_blocks(stream, self._block_calls([None, None], None, {}))
+        self._build_blocks(stream_shape, self._block_calls([None, None], None, {}))
         self.input_spec = streams.input_spec(input_shape, self.split_axis)
         self.built = True
 
@@ -150,7 +149,8 @@ class ReversibleSequential(keras.layers.Layer):
         tensors, layout = streams.enter(inputs, self.split_axis, self.compute_dtype)
         masks = streams.stream_masks(inputs, mask, self.split_axis)
         calls = self._block_calls(masks, training, arguments)
-        self._build_blocks(layout.split(tensors)[1], calls)
+        input_shape = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
+        self._build_blocks(streams.stream_shape(input_shape, self.split_axis), calls)
         if self.memory_mode == "none":
             pair, extras = layout.split(tensors), []
             for call in calls:
@@ -218,9 +218,9 @@ class ReversibleSequential(keras.layers.Layer):
 
         return couple, uncouple
 
-    def _build_blocks(self, stream: Any, calls: list[BlockCall]) -> None:
+    def _build_blocks(self, stream_shape: tuple, calls: list[BlockCall]) -> None:
         """Builds the blocks that are not built and whose arguments are there."""
-        stream = keras.KerasTensor(stream.shape, dtype=self.compute_dtype)
+        stream = keras.KerasTensor(stream_shape, dtype=self.compute_dtype)
         for index, call in enumerate(calls):
             if is_built(call.layer) or required_arguments(call.layer) - set(call.arguments):
                 continue
@@ -232,7 +232,7 @@ class ReversibleSequential(keras.layers.Layer):
                 if argument_names(call.layer) - {"mask"} - set(call.arguments):
                     continue  # it may miss an argument that only a later call brings
                 raise
-            self._check_update(index, stream.shape, fx.shape)
+            self._check_update(index, stream_shape, fx.shape)
 
     def _check_update(self, index: int, stream_shape: Sequence, fx_shape: Sequence) -> None:
         if not streams.same_shape(stream_shape, fx_shape):
@@ -284,8 +284,7 @@ class ReversibleSequential(keras.layers.Layer):
             for name, spec in config.get("arguments", {}).items()
         }
         shape = streams.stream_shape(config["input_shape"], self.split_axis)
-        stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
-        self._build_blocks(stream, self._block_calls([None, None], None, arguments))
+        self._build_blocks(shape, self._block_calls([None, None], None, arguments))
 
     def get_config(self) -> dict:
         unique = list({id(layer): layer for layer in self.layers}.values())
