@@ -42,7 +42,7 @@ COUPLINGS = {
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(sorted(blocks.KINDS)),
     depth=st.integers(1, 5),
