@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from revkeras import backprop
+from revkeras.couplings import Coupling
 from revkeras.stateless import StatelessLayer, attach_mask, separate_tensors
 from revkeras.step import Step
 
@@ -17,19 +18,38 @@ class BlockCall:
 
     Attributes:
         layer: The block.
-        couple: `couple([x0, x1], fx) -> [y0, y1]`.
-        uncouple: `uncouple([y0, y1], fx) -> [x0, x1]`.
+        name: What errors call it.
+        coupling: How the streams take in its output.
         training: `training` for the block, or `None`.
         mask: The stream's mask, or `None`.
         arguments: Further arguments of the block's `call()`.
     """
 
     layer: keras.layers.Layer
-    couple: Callable
-    uncouple: Callable
+    name: str
+    coupling: Coupling
     training: bool | None
     mask: Any
     arguments: dict[str, Any]
+
+    def separate(self, outputs: Any, stream: Any) -> tuple[list, list]:
+        """The block's output as `(fx, extras)`: lists of what it is for, and of the rest."""
+        try:
+            fx, extras = self.coupling.separate(outputs, stream)
+        except ValueError as error:
+            raise ValueError(f"{self.name} {error}.") from None
+        return list(fx) if isinstance(fx, tuple) else [fx], extras
+
+    def couple(self, streams: list, fx: list) -> list:
+        return self.coupling.couple(streams, self._cast(fx, streams[0].dtype))
+
+    def uncouple(self, outputs: list, fx: list) -> list:
+        return self.coupling.uncouple(outputs, self._cast(fx, outputs[0].dtype))
+
+    def _cast(self, fx: list, dtype: Any) -> Any:
+        # A block may compute in 16 bits beside streams of 32.
+        fx = [keras.ops.cast(t, dtype) for t in fx]
+        return fx[0] if len(fx) == 1 else tuple(fx)
 
 
 class Operands:
@@ -59,7 +79,7 @@ def call_plainly(call: BlockCall, streams: list) -> tuple[list, list]:
     outputs = call.layer(
         attach_mask(streams[1], call.mask), **call.arguments, training=call.training
     )
-    fx, extras = separate_update(outputs)
+    fx, extras = call.separate(outputs, streams[1])
     return call.couple(streams, fx), extras
 
 
@@ -81,7 +101,7 @@ def as_step(call: BlockCall, weights: Operands, state: Operands) -> tuple[Step, 
         outputs, losses, updates = function(
             weights[:n_weights], state[:n_state], attach_mask(x, mask), **arguments
         )
-        fx, extras = separate_update(outputs)
+        fx, extras = call.separate(outputs, x)
         side_floats, side_others, latest["rebuild"] = separate_tensors((extras, losses))
         latest["n_floats"] = len(side_floats)
         return fx, [*side_floats, *side_others], updates
@@ -93,15 +113,9 @@ def as_step(call: BlockCall, weights: Operands, state: Operands) -> tuple[Step, 
     step = Step(
         block,
         call.couple,
+        call.coupling.source,
         call.uncouple,
         weights.positions([*function.trainable, *floats]),
         state.positions([*function.state, *others]),
     )
     return step, unpack
-
-
-def separate_update(outputs: Any) -> tuple[Any, list]:
-    """A block's output as the stream's update and the rest."""
-    if isinstance(outputs, (tuple, list)):
-        return outputs[0], list(outputs[1:])
-    return outputs, []

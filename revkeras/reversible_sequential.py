@@ -1,12 +1,14 @@
 """The layer that users put in a model."""
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from revkeras import backprop, couplings, streams
-from revkeras.block_call import BlockCall, Operands, as_step, call_plainly, separate_update
+from revkeras.block_call import BlockCall, Operands, as_step, call_plainly
 from revkeras.call_arguments import argument_names, merged_signature, required_arguments
 from revkeras.stateless import is_built, spec_of
 from revkeras.step import Layout, Step, run_step, run_steps
@@ -56,14 +58,18 @@ class ReversibleSequential(keras.layers.Layer):
             means `y - fx`.
         split_axis: Integer, the axis on which the input is split in two
             halves, or `None`: the whole input goes into both streams, and the
-            output is their mean. Defaults to `-1`.
+            output is their mean, if the coupling says nothing else. Defaults to
+            `-1`.
         memory_mode: `"reversible"` keeps the output of the stack,
             `"checkpoint"` the input of each block, `"none"` leaves it to
             plain differentiation. The outputs and the gradients are the same.
             Defaults to `"reversible"`.
-        check_inverse: Boolean, whether to try each pair of coupling functions
-            once on small random values when the layer is built. Defaults to
-            `True`.
+        check_inverse: Boolean, whether to try each coupling once on small
+            random values when the layer is built. Defaults to `True`.
+        coupling: In the place of the two functions: `"additive"`, `"affine"`,
+            `"leapfrog"`, `"momentum"`, an instance of a
+            `revkeras.couplings.Coupling`, or a list of them that cycles over
+            the layers. Defaults to `None`, which means `"additive"`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`. `dtype` is
             the dtype of the two streams; left out, it is the variable dtype
             of the global policy, so that they stay in float32 under mixed
@@ -105,6 +111,7 @@ class ReversibleSequential(keras.layers.Layer):
         memory_mode: str = "reversible",
         check_inverse: bool = True,
         *,
+        coupling: Any = None,
         dtype: Any = None,
         **kwargs: Any,
     ):
@@ -115,7 +122,7 @@ class ReversibleSequential(keras.layers.Layer):
                 f"Invalid value for argument `memory_mode`: expected one of {MEMORY_MODES}, "
                 f"received memory_mode={memory_mode!r}."
             )
-        pairs = couplings.resolve(coupling_forward, coupling_inverse)
+        resolved = couplings.resolve(coupling, coupling_forward, coupling_inverse)
         # No autocast: it would round the blocks' float32 weights on their way to the engine.
         super().__init__(dtype=_stream_dtype(dtype), autocast=False, **kwargs)
         self.layers = list(layers)
@@ -126,8 +133,7 @@ class ReversibleSequential(keras.layers.Layer):
         # Keras's whole-model compile is one program, in which XLA merges the recomputation
         # with the forward pass and puts off weight gradients: memory grows with depth again.
         self.supports_jit = False
-        self._pairs = pairs
-        self._is_additive = coupling_forward is None
+        self.couplings = resolved
         # Keras refuses tensors and other values side by side in `**arguments`, so the
         # arguments that blocks take stand in the signature under their names.
         self._call_signature = merged_signature(self._call_signature, self.layers)
@@ -137,8 +143,9 @@ class ReversibleSequential(keras.layers.Layer):
         stream_shape = streams.stream_shape(input_shape, self.split_axis)
         if self.check_inverse:
             with backprop.eager_scope():
-                for pair in self._pairs[: len(self.layers)]:
-                    couplings.check_pair(*pair, stream_shape, self.compute_dtype)
+                for coupling in self.couplings[: len(self.layers)]:
+                    couplings.check_coupling(coupling, stream_shape, self.compute_dtype)
+                self._warn_of_depth()
         self._build_blocks(stream_shape, self._block_calls([None, None], None, {}))
         self.input_spec = streams.input_spec(input_shape, self.split_axis)
         self.built = True
@@ -146,7 +153,9 @@ class ReversibleSequential(keras.layers.Layer):
     def call(
         self, inputs: Any, training: bool | None = None, mask: Any = None, **arguments: Any
     ) -> Any:
-        tensors, layout = streams.enter(inputs, self.split_axis, self.compute_dtype)
+        tensors, layout = streams.enter(
+            inputs, self.split_axis, self.compute_dtype, self.couplings[0].enter
+        )
         masks = streams.stream_masks(inputs, mask, self.split_axis)
         calls = self._block_calls(masks, training, arguments)
         input_shape = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
@@ -159,7 +168,7 @@ class ReversibleSequential(keras.layers.Layer):
             outputs = layout.join(pair)
         else:
             outputs, extras = self._call_engine(calls, layout, tensors)
-        outputs = streams.leave(outputs, inputs)
+        outputs = streams.leave(outputs, inputs, self.couplings[-1].leave)
         return (outputs, *extras) if extras else outputs
 
     def _call_engine(
@@ -189,59 +198,46 @@ class ReversibleSequential(keras.layers.Layer):
                 "which the `call()` of none of its blocks takes. The blocks take: "
                 f"{sorted(set().union(*names) - {'mask'})}."
             )
-        calls = []
+        calls, reads = [], 1
         for index, (layer, accepted) in enumerate(zip(self.layers, names, strict=True)):
             own = {name: value for name, value in arguments.items() if name in accepted}
-            mask = masks[(index + 1) % 2]  # the streams change places after each block
+            mask = masks[reads]
             if mask is not None and "mask" in accepted:
                 own["mask"] = mask
-            couple, uncouple = self._coupling(index)
-            calls.append(BlockCall(layer, couple, uncouple, training, mask, own))
+            name = f"Block {index} ('{layer.name}', of type {type(layer).__name__})"
+            coupling = self.couplings[index % len(self.couplings)]
+            calls.append(BlockCall(layer, name, coupling, training, mask, own))
+            reads = 1 - reads if coupling.swaps else reads
         return calls
 
-    def _coupling(self, index: int) -> tuple[Callable, Callable]:
-        """The coupling of block `index` as functions of both streams."""
-        forward, inverse = self._pairs[index % len(self._pairs)]
-
-        def couple(inputs: list, fx: Any) -> list:
-            x0, x1 = inputs
-            self._check_update(index, x0.shape, fx.shape)
-            y1 = forward(x0, keras.ops.cast(fx, x0.dtype))
-            couplings.refuse_changed_stream("coupling_forward", forward, y1, x0)
-            return [x1, y1]
-
-        def uncouple(outputs: list, fx: Any) -> list:
-            y0, y1 = outputs
-            x0 = inverse(y1, keras.ops.cast(fx, y1.dtype))
-            couplings.refuse_changed_stream("coupling_inverse", inverse, x0, y1)
-            return [x0, y0]
-
-        return couple, uncouple
+    def _warn_of_depth(self) -> None:
+        for coupling in self.couplings:
+            limit = coupling.depth_limit(self.compute_dtype)
+            blocks = math.ceil(len(self.layers) / len(self.couplings))
+            if limit is not None and blocks > limit and self.memory_mode == "reversible":
+                warnings.warn(
+                    f"{type(coupling).__name__} loses digits in each block that it rebuilds: in "
+                    f"{self.compute_dtype} it holds up to about {limit} blocks, and "
+                    f"ReversibleSequential '{self.name}' has {blocks} with it, so gradients will "
+                    "be wrong. Use fewer blocks, dtype='float64', or memory_mode='checkpoint'.",
+                    stacklevel=2,
+                )
 
     def _build_blocks(self, stream_shape: tuple, calls: list[BlockCall]) -> None:
         """Builds the blocks that are not built and whose arguments are there."""
         stream = keras.KerasTensor(stream_shape, dtype=self.compute_dtype)
-        for index, call in enumerate(calls):
+        for call in calls:
             if is_built(call.layer) or required_arguments(call.layer) - set(call.arguments):
                 continue
             specs = spec_of(call.arguments)
             self._argument_specs.update(specs)
             try:
-                fx, _ = separate_update(call.layer(stream, **specs))
+                outputs = call.layer(stream, **specs)
             except Exception:
                 if argument_names(call.layer) - {"mask"} - set(call.arguments):
                     continue  # it may miss an argument that only a later call brings
                 raise
-            self._check_update(index, stream_shape, fx.shape)
-
-    def _check_update(self, index: int, stream_shape: Sequence, fx_shape: Sequence) -> None:
-        if not streams.same_shape(stream_shape, fx_shape):
-            layer = self.layers[index]
-            raise ValueError(
-                f"Block {index} ('{layer.name}', of type {type(layer).__name__}) must keep the "
-                f"shape of its stream: expected {tuple(stream_shape)}, received "
-                f"{tuple(fx_shape)}."
-            )
+            call.separate(outputs, stream)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         inputs = keras.tree.map_shape_structure(keras.KerasTensor, input_shape)
@@ -256,10 +252,8 @@ class ReversibleSequential(keras.layers.Layer):
         stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
         calls = self._block_calls(streams.stream_masks(inputs, mask, None), training, arguments)
         extras = []
-        for index, call in enumerate(calls):
-            fx, more = separate_update(call.layer(stream, **spec_of(call.arguments)))
-            self._check_update(index, shape, fx.shape)
-            extras.extend(more)
+        for call in calls:
+            extras.extend(call.separate(call.layer(stream, **spec_of(call.arguments)), stream)[1])
         outputs = keras.tree.map_structure(
             lambda x: keras.KerasTensor(x.shape, dtype=self.compute_dtype), inputs
         )
@@ -288,13 +282,11 @@ class ReversibleSequential(keras.layers.Layer):
 
     def get_config(self) -> dict:
         unique = list({id(layer): layer for layer in self.layers}.values())
-        forwards, inverses = (None, None) if self._is_additive else zip(*self._pairs, strict=True)
         return {
             **super().get_config(),
             "layers": [keras.saving.serialize_keras_object(layer) for layer in unique],
             "order": [next(i for i, u in enumerate(unique) if u is x) for x in self.layers],
-            "coupling_forward": couplings.serialize(forwards),
-            "coupling_inverse": couplings.serialize(inverses),
+            "coupling": [keras.saving.serialize_keras_object(c) for c in self.couplings],
             "split_axis": self.split_axis,
             "memory_mode": self.memory_mode,
             "check_inverse": self.check_inverse,
@@ -309,8 +301,9 @@ class ReversibleSequential(keras.layers.Layer):
             keras.saving.deserialize_keras_object(layer, custom_objects)
             for layer in config.pop("layers")
         ]
-        for name in ("coupling_forward", "coupling_inverse"):
-            config[name] = couplings.deserialize(config[name], custom_objects)
+        config["coupling"] = [
+            keras.saving.deserialize_keras_object(c, custom_objects) for c in config["coupling"]
+        ]
         return cls([unique[i] for i in config.pop("order")], **config)
 
 

@@ -22,10 +22,12 @@ class Step:
     """A block, the coupling that takes its output into a stream, and what it reads.
 
     Attributes:
-        block: `block(x, weights, state) -> (fx, sides, updates)`. `sides` are
+        block: `block(x, weights, state) -> (fx, sides, updates)`, where `x` is
+            the second stream and `fx` a list of tensors. `sides` are
             its further outputs: its losses and what it returns beside `fx`.
             `updates` has the new values of `state` by their position in it.
-        couple: `couple([x0, x1], fx) -> [y0, y1]`, where `y0` is `x1`.
+        couple: `couple([x0, x1], fx) -> [y0, y1]`.
+        source: `source([y0, y1]) -> x1`.
         uncouple: `uncouple([y0, y1], fx) -> [x0, x1]`.
         weights: The positions, in the stack's list, of the values that the
             block is differentiated by.
@@ -34,6 +36,7 @@ class Step:
 
     block: Callable
     couple: Callable
+    source: Callable
     uncouple: Callable
     weights: tuple[int, ...]
     state: tuple[int, ...]

@@ -1,7 +1,7 @@
 """How an input holds the two streams, and how an output gives them back."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -85,25 +85,30 @@ def input_spec(input_shape: Any, axis: int | None) -> Any:
     return keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
 
 
-def enter(inputs: Any, axis: int | None, dtype: str) -> tuple[list, Layout]:
-    """The input as a list of tensors, and how that list holds the streams."""
+def enter(
+    inputs: Any, axis: int | None, dtype: str, start: Callable[[Any], list]
+) -> tuple[list, Layout]:
+    """The input as a list of tensors, and how that list holds the streams.
+
+    `start` makes two streams of one tensor where `axis` is `None`.
+    """
     check_inputs(inputs)
     tensors = [keras.ops.cast(x, dtype) for x in keras.tree.flatten(inputs)]
     if isinstance(inputs, (list, tuple)):
         return tensors, _APART
     if axis is None:
-        return tensors * 2, _APART
+        return start(tensors[0]), _APART
     return tensors, Layout(
         split=lambda tensors: list(keras.ops.split(tensors[0], 2, axis=axis)),
         join=lambda streams: [keras.ops.concatenate(streams, axis=axis)],
     )
 
 
-def leave(outputs: list, inputs: Any) -> Any:
-    """The output tensors in the structure of the input that they came from."""
+def leave(outputs: list, inputs: Any, end: Callable[[list], Any]) -> Any:
+    """The output in the structure of the input; `end` makes one tensor of two streams."""
     if isinstance(inputs, (list, tuple)):
         return list(outputs) if isinstance(inputs, list) else tuple(outputs)
-    return outputs[0] if len(outputs) == 1 else (outputs[0] + outputs[1]) / 2
+    return outputs[0] if len(outputs) == 1 else end(outputs)
 
 
 def stream_masks(inputs: Any, mask: Any, axis: int | None) -> list:

@@ -73,17 +73,18 @@ def _rebuild_and_differentiate(step: Step) -> Callable:
     """One step backwards: from its output and its output's gradient to its input's."""
 
     def backward(outputs, doutputs, weights, state, dsides):
-        source = outputs[0]
+        source = step.source(outputs)
         with tf.GradientTape() as block_tape:
             block_tape.watch([source, *weights])
             fx, sides, _ = step.block(source, weights, state)
         inputs = step.uncouple(outputs, fx)
         with tf.GradientTape() as coupling_tape:
-            coupling_tape.watch([*inputs, fx])
+            coupling_tape.watch([*inputs, *fx])
             again = step.couple(inputs, fx)
-        *dinputs, dfx = coupling_tape.gradient(again, [*inputs, fx], doutputs, "zero")
+        gradients = coupling_tape.gradient(again, [*inputs, *fx], doutputs, "zero")
+        dinputs, dfx = gradients[: len(inputs)], gradients[len(inputs) :]
         dsource, *dweights = _pull_back(
-            block_tape, [fx, *sides], [dfx, *dsides], [source, *weights]
+            block_tape, [*fx, *sides], [*dfx, *dsides], [source, *weights]
         )
         if dsource is not None:
             dinputs[1] += dsource
