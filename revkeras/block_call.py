@@ -1,4 +1,4 @@
-"""One call of one block in a stack, as a step of the gradient engine."""
+"""One call of one block in a stack: on one stream, taken into the other by a coupling."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,9 @@ import keras
 
 from revkeras import backprop
 from revkeras.couplings import Coupling
-from revkeras.stateless import StatelessLayer, attach_mask, separate_tensors
+from revkeras.debugging import checks_enabled
+from revkeras.operands import Operands
+from revkeras.stateless import Packing, StatelessLayer, attach_mask, separate_tensors
 from revkeras.step import Step
 
 
@@ -20,17 +22,75 @@ class BlockCall:
         layer: The block.
         name: What errors call it.
         coupling: How the streams take in its output.
+        dtype: The dtype that it is called on.
         training: `training` for the block, or `None`.
         mask: The stream's mask, or `None`.
         arguments: Further arguments of the block's `call()`.
+        log_det: Whether the carry holds a log-determinant behind the streams.
     """
 
     layer: keras.layers.Layer
     name: str
     coupling: Coupling
+    dtype: str
     training: bool | None
     mask: Any
     arguments: dict[str, Any]
+    log_det: bool
+
+    def plain(self, carry: list) -> tuple[list, list]:
+        """Calls the block as any Keras layer: `(carry, extras)`."""
+        (x,) = self._source(carry)
+        outputs = self.layer(attach_mask(x, self.mask), **self.arguments, training=self.training)
+        fx, extras = self.separate(outputs, x)
+        return self._couple(carry, fx), extras
+
+    def step(self, weights: Operands, state: Operands) -> tuple[Step, Callable]:
+        """The call as a pure step; its operands join `weights` and `state`.
+
+        Returns:
+            `(step, unpack)`. Once the step has run, `unpack(sides)` gives
+            `(extras, losses)`: what the block returned beside its update, and what
+            it added as losses.
+        """
+        function = StatelessLayer.of(self.layer, self.training)
+        floats, others, rebuild = separate_tensors((self.arguments, self.mask))
+        n_weights, n_state = len(function.trainable), len(function.state)
+        packing = Packing()
+
+        def block(source: list, weights: list, state: list) -> tuple[list, list, dict]:
+            arguments, mask = rebuild(weights[n_weights:], state[n_state:])
+            x = attach_mask(source[0], mask)
+            outputs, losses, updates = function(
+                weights[:n_weights], state[:n_state], x, **arguments
+            )
+            fx, extras = self.separate(outputs, x)
+            return fx, packing.pack((extras, losses)), updates
+
+        step = Step(
+            self.name,
+            self._source,
+            block,
+            self._couple,
+            lambda carry, weights, state: self._recover(carry),
+            lambda carry, fx, source: self._uncouple(carry, fx),
+            weights.positions([*function.trainable, *floats]),
+            state.positions([*function.state, *others]),
+            self.coupling.exact,
+        )
+        return step, packing.unpack
+
+    def inverse_step(self, weights: Operands, state: Operands) -> tuple[Step, Callable]:
+        """The call's inverse as a step: the same, with its two directions exchanged."""
+        step, unpack = self.step(weights, state)
+        inverse = dataclasses.replace(
+            step,
+            source=self._recover,
+            couple=self._uncouple,
+            recover=lambda carry, weights, state: self._source(carry),
+            uncouple=lambda carry, fx, source: self._couple(carry, fx),
+        )
+        return inverse, unpack
 
     def separate(self, outputs: Any, stream: Any) -> tuple[list, list]:
         """The block's output as `(fx, extras)`: lists of what it is for, and of the rest."""
@@ -40,82 +100,41 @@ class BlockCall:
             raise ValueError(f"{self.name} {error}.") from None
         return list(fx) if isinstance(fx, tuple) else [fx], extras
 
-    def couple(self, streams: list, fx: list) -> list:
-        return self.coupling.couple(streams, self._cast(fx, streams[0].dtype))
+    def _source(self, carry: list) -> list:
+        return [keras.ops.cast(carry[1], self.dtype)]
 
-    def uncouple(self, outputs: list, fx: list) -> list:
-        return self.coupling.uncouple(outputs, self._cast(fx, outputs[0].dtype))
+    def _recover(self, carry: list) -> list:
+        own, _, _ = self._divide(carry)
+        return [keras.ops.cast(self.coupling.source(own), self.dtype)]
 
-    def _cast(self, fx: list, dtype: Any) -> Any:
+    def _couple(self, carry: list, fx: list) -> list:
+        own, log_det, rest = self._divide(carry)
+        fx = self._update(fx)
+        log_det = [total + self.coupling.log_det(fx, own[0]) for total in log_det]
+        after = self._checked(self.coupling.couple(own, fx), own)
+        return [*after[:2], *log_det, *after[2:], *rest]
+
+    def _uncouple(self, carry: list, fx: list) -> list:
+        own, log_det, rest = self._divide(carry)
+        fx = self._update(fx)
+        before = self.coupling.uncouple(own, fx)
+        log_det = [total - self.coupling.log_det(fx, before[0]) for total in log_det]
+        return [*before[:2], *log_det, *before[2:], *rest]
+
+    def _divide(self, carry: list) -> tuple[list, list, list]:
+        """What the coupling acts on, the log-determinant if there is one, and the rest."""
+        n = 2 + self.log_det
+        if self.coupling.exact:
+            return [*carry[:2], *carry[n:]], carry[2:n], []
+        return carry[:2], carry[2:n], carry[n:]
+
+    def _update(self, fx: list) -> Any:
         # A block may compute in 16 bits beside streams of 32.
-        fx = [keras.ops.cast(t, dtype) for t in fx]
+        fx = [keras.ops.cast(t, self.dtype) for t in fx]
         return fx[0] if len(fx) == 1 else tuple(fx)
 
-
-class Operands:
-    """The values that a stack's steps share, each once, however many steps read it."""
-
-    def __init__(self) -> None:
-        self.items: list = []  # Keras variables and tensors
-        self._positions: dict[int, int] = {}
-
-    def positions(self, items: list) -> tuple[int, ...]:
-        """The places of `items` in the list; new ones go to its end."""
-        for item in items:
-            if id(item) not in self._positions:
-                self._positions[id(item)] = len(self.items)
-                self.items.append(item)
-        return tuple(self._positions[id(item)] for item in items)
-
-    def values(self) -> list:
-        """The items as tensors."""
-        variables = [v for v in self.items if isinstance(v, keras.Variable)]
-        values = iter(backprop.snapshot(variables))
-        return [next(values) if isinstance(v, keras.Variable) else v for v in self.items]
-
-
-def call_plainly(call: BlockCall, streams: list) -> tuple[list, list]:
-    """Calls the block as any Keras layer: `(streams, extras)`."""
-    outputs = call.layer(
-        attach_mask(streams[1], call.mask), **call.arguments, training=call.training
-    )
-    fx, extras = call.separate(outputs, streams[1])
-    return call.couple(streams, fx), extras
-
-
-def as_step(call: BlockCall, weights: Operands, state: Operands) -> tuple[Step, Callable]:
-    """The call as a pure step, its operands added to `weights` and `state`.
-
-    Returns:
-        `(step, unpack)`. Once the step has run, `unpack(sides)` gives
-        `(extras, losses)`: what the block returned beside its update, and what
-        it added as losses.
-    """
-    function = StatelessLayer.of(call.layer, call.training)
-    floats, others, rebuild = separate_tensors((call.arguments, call.mask))
-    n_weights, n_state = len(function.trainable), len(function.state)
-    latest = {}
-
-    def block(x: Any, weights: list, state: list) -> tuple[Any, list, dict]:
-        arguments, mask = rebuild(weights[n_weights:], state[n_state:])
-        outputs, losses, updates = function(
-            weights[:n_weights], state[:n_state], attach_mask(x, mask), **arguments
-        )
-        fx, extras = call.separate(outputs, x)
-        side_floats, side_others, latest["rebuild"] = separate_tensors((extras, losses))
-        latest["n_floats"] = len(side_floats)
-        return fx, [*side_floats, *side_others], updates
-
-    def unpack(sides: list) -> tuple[list, list]:
-        n = latest["n_floats"]
-        return latest["rebuild"](sides[:n], sides[n:])
-
-    step = Step(
-        block,
-        call.couple,
-        call.coupling.source,
-        call.uncouple,
-        weights.positions([*function.trainable, *floats]),
-        state.positions([*function.state, *others]),
-    )
-    return step, unpack
+    def _checked(self, after: list, before: list) -> list:
+        if not (self.coupling.exact and checks_enabled()):
+            return after
+        message = f"{self.name} returned values beyond the range of {self.coupling.describe()[0]}"
+        return backprop.require(after[2] <= before[2], message, after)

@@ -5,7 +5,14 @@ from typing import Any
 import keras
 
 from revkeras import backprop
-from revkeras.stateless import StatelessLayer, is_built, separate_tensors, spec_of
+from revkeras.stateless import (
+    Packing,
+    StatelessLayer,
+    is_built,
+    separate_tensors,
+    spec_of,
+    take_effect,
+)
 
 
 @keras.saving.register_keras_serializable(package="revkeras")
@@ -58,23 +65,17 @@ class Checkpoint(keras.layers.Wrapper):
         layer = StatelessLayer.of(self.layer, training)
         floats, others, rebuild = separate_tensors((args, kwargs))
         n_state = len(layer.state)
-        latest = {}
+        packing = Packing()
 
         def function(inputs: list, weights: list, state: list) -> tuple[list, dict]:
             args, kwargs = rebuild(inputs, state[n_state:])
             outputs, losses, updates = layer(weights, state[:n_state], *args, **kwargs)
-            floats, others, latest["rebuild"] = separate_tensors((outputs, losses))
-            latest["n_floats"] = len(floats)
-            return [*floats, *others], updates
+            return packing.pack((outputs, losses)), updates
 
         weights, state = backprop.snapshot(layer.trainable), backprop.snapshot(layer.state)
         tensors, updates = backprop.checkpoint(function, floats, weights, [*state, *others])
-        for position, value in updates.items():
-            layer.state[position].assign(value)
-        n = latest["n_floats"]
-        outputs, losses = latest["rebuild"](tensors[:n], tensors[n:])
-        for loss in losses:
-            self.add_loss(loss)
+        outputs, losses = packing.unpack(tensors)
+        take_effect(self, layer.state, updates, losses)
         return outputs
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:

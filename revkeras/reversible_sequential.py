@@ -1,5 +1,7 @@
 """The layer that users put in a model."""
 
+import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,12 +10,23 @@ from typing import Any
 import keras
 
 from revkeras import backprop, couplings, streams
-from revkeras.block_call import BlockCall, Operands, as_step, call_plainly
+from revkeras.block_call import BlockCall
 from revkeras.call_arguments import argument_names, merged_signature, required_arguments
-from revkeras.stateless import is_built, spec_of
-from revkeras.step import Layout, Step, run_step, run_steps
-
-MEMORY_MODES = ("reversible", "checkpoint", "none")
+from revkeras.inverse import Inverse
+from revkeras.invertible_call import is_invertible
+from revkeras.memory_modes import MEMORY_MODES
+from revkeras.operands import Operands
+from revkeras.plan import Plan, make_plan
+from revkeras.stack_checks import (
+    check_call_arguments,
+    check_determined,
+    check_exact,
+    check_layers,
+    separate_latents,
+    stream_dtype,
+)
+from revkeras.stateless import is_built, spec_of, take_effect
+from revkeras.step import Layout, Step
 
 
 @keras.saving.register_keras_serializable(package="revkeras")
@@ -102,6 +115,8 @@ class ReversibleSequential(keras.layers.Layer):
     TensorShape([2, 16])
     """
 
+    is_block = True  # in another stack it is a function of one stream, though it has an inverse
+
     def __init__(
         self,
         layers: Sequence[keras.layers.Layer],
@@ -115,16 +130,17 @@ class ReversibleSequential(keras.layers.Layer):
         dtype: Any = None,
         **kwargs: Any,
     ):
-        _check_layers(layers)
+        check_layers(layers)
         split_axis = streams.check_split_axis(split_axis)
         if memory_mode not in MEMORY_MODES:
             raise ValueError(
-                f"Invalid value for argument `memory_mode`: expected one of {MEMORY_MODES}, "
+                f"Invalid value for argument `memory_mode`: expected one of {list(MEMORY_MODES)}, "
                 f"received memory_mode={memory_mode!r}."
             )
         resolved = couplings.resolve(coupling, coupling_forward, coupling_inverse)
+        check_exact(resolved, layers)
         # No autocast: it would round the blocks' float32 weights on their way to the engine.
-        super().__init__(dtype=_stream_dtype(dtype), autocast=False, **kwargs)
+        super().__init__(dtype=stream_dtype(dtype), autocast=False, **kwargs)
         self.layers = list(layers)
         self.split_axis = split_axis
         self.memory_mode = memory_mode
@@ -134,130 +150,250 @@ class ReversibleSequential(keras.layers.Layer):
         # with the forward pass and puts off weight gradients: memory grows with depth again.
         self.supports_jit = False
         self.couplings = resolved
+        if resolved[0].exact:
+            self.saturated = keras.metrics.Sum(name="saturated")
+        self._depth = sum(not is_invertible(layer) for layer in layers)
         # Keras refuses tensors and other values side by side in `**arguments`, so the
         # arguments that blocks take stand in the signature under their names.
         self._call_signature = merged_signature(self._call_signature, self.layers)
         self._argument_specs: dict[str, Any] = {}
+        self._start_weights: list[keras.Variable] = []
 
     def build(self, input_shape: Any) -> None:
-        stream_shape = streams.stream_shape(input_shape, self.split_axis)
+        shape = streams.stream_shape(input_shape, self.split_axis)
         if self.check_inverse:
             with backprop.eager_scope():
-                for coupling in self.couplings[: len(self.layers)]:
-                    couplings.check_coupling(coupling, stream_shape, self.compute_dtype)
+                for coupling in self.couplings[: self._depth]:
+                    couplings.check_coupling(coupling, shape, self.compute_dtype)
                 self._warn_of_depth()
-        self._build_blocks(stream_shape, self._block_calls([None, None], None, {}))
+        start = self.couplings[0].start_shape(shape)
+        if start and self.split_axis is None and not streams.is_pair(input_shape):
+            self._start_weights = [self.add_weight(start, "zeros", name="start")]
+        self._input_shape = input_shape
+        self._plan(input_shape)
         self.input_spec = streams.input_spec(input_shape, self.split_axis)
         self.built = True
 
     def call(
-        self, inputs: Any, training: bool | None = None, mask: Any = None, **arguments: Any
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        mask: Any = None,
+        return_log_det: bool = False,
+        **arguments: Any,
     ) -> Any:
-        tensors, layout = streams.enter(
-            inputs, self.split_axis, self.compute_dtype, self.couplings[0].enter
+        tensors, layout = streams.enter(inputs, self.split_axis, self.compute_dtype, self._enter)
+        plan = self._plan(
+            keras.tree.map_structure(lambda x: tuple(x.shape), inputs),
+            streams.stream_masks(inputs, mask, self.split_axis),
+            training,
+            arguments,
+            return_log_det,
         )
-        masks = streams.stream_masks(inputs, mask, self.split_axis)
-        calls = self._block_calls(masks, training, arguments)
-        input_shape = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
-        self._build_blocks(streams.stream_shape(input_shape, self.split_axis), calls)
+        carry, carried = self._lift(layout, tensors, return_log_det)
         if self.memory_mode == "none":
-            pair, extras = layout.split(tensors), []
-            for call in calls:
-                pair, more = call_plainly(call, pair)
+            carry, extras = carried.split(carry), []
+            for call in plan.calls:
+                carry, more = call.plain(carry)
                 extras.extend(more)
-            outputs = layout.join(pair)
+            carry = carried.join(carry)
         else:
-            outputs, extras = self._call_engine(calls, layout, tensors)
-        outputs = streams.leave(outputs, inputs, self.couplings[-1].leave)
-        return (outputs, *extras) if extras else outputs
+            weights, state = Operands(), Operands()
+            steps = [call.step(weights, state) for call in plan.calls]
+            carry, extras = self._run_steps(steps, carried, carry, weights, state)
+        tensors, beside = self._lower(layout, carry, return_log_det)
+        outputs = streams.leave(tensors, inputs, self.couplings[-1].leave)
+        latents, log_det = beside[return_log_det:], beside[:return_log_det]
+        results = outputs, *latents, *extras, *log_det
+        return results if len(results) > 1 else outputs
 
-    def _call_engine(
-        self, calls: list[BlockCall], layout: Layout, tensors: list
-    ) -> tuple[list, list]:
-        run = backprop.reversible if self.memory_mode == "reversible" else _checkpointed
+    def inverse(
+        self,
+        outputs: Any,
+        training: bool = False,
+        mask: Any = None,
+        return_log_det: bool = False,
+        **arguments: Any,
+    ) -> Any:
+        """Runs the stack backwards, with the same weights.
+
+        Differentiable as a call is, in the same memory. States such as the
+        statistics of a batch normalization stay as they are, and losses are not
+        added.
+
+        Args:
+            outputs: What a call returned, without its log-determinant and what
+                blocks return beside their update.
+            training: Boolean, whether the blocks act as in training. Defaults
+                to `False`.
+            mask: The mask of the inputs. Defaults to `None`.
+            return_log_det: Boolean, whether to return the log-determinant of the
+                inverse's Jacobian too. Defaults to `False`.
+            **arguments: The further arguments of the call.
+
+        Returns:
+            The inputs of the call, or `(inputs, log_det)`.
+
+        Raises:
+            ValueError: if the outputs do not determine the inputs.
+
+        Example:
+
+        >>> import keras, revkeras
+        >>> layer = revkeras.ReversibleSequential([keras.layers.Dense(4) for _ in range(4)])
+        >>> y = layer(keras.ops.ones((1, 8)))
+        >>> bool(keras.ops.max(keras.ops.abs(layer.inverse(y) - 1)) < 1e-5)
+        True
+        """
+        check_determined(self, training)
+        plan = self._plan(self._input_shape, [mask] * 2, training, arguments, return_log_det)
+        outputs, latents = separate_latents(self, outputs, len(plan.latents))
+        tensors, layout = streams.enter(outputs, self.split_axis, self.compute_dtype, None)
+        carry, carried = self._lift(layout, tensors, return_log_det)
         weights, state = Operands(), Operands()
-        steps, unpacks = zip(*(as_step(call, weights, state) for call in calls), strict=True)
-        outputs, sides, updates = run(steps, layout, tensors, weights.values(), state.values())
-        for position, value in updates.items():
-            state.items[position].assign(value)
-        extras = []
-        for unpack, side in zip(unpacks, sides, strict=True):
-            more, losses = unpack(side)
-            extras.extend(more)
-            for loss in losses:
-                self.add_loss(loss)
-        return outputs, extras
+        steps = [call.inverse_step(weights, state) for call in reversed(plan.calls)]
+        carry, _ = self._run_steps(steps, carried, [*carry, *latents], weights, state, False)
+        tensors, log_det = self._lower(layout, carry, return_log_det)
+        inputs = streams.leave(tensors, outputs, None)
+        return (inputs, *log_det) if return_log_det else inputs
 
-    def _block_calls(self, masks: list, training: bool | None, arguments: dict) -> list[BlockCall]:
-        arguments = {name: value for name, value in arguments.items() if value is not None}
-        names = [argument_names(layer) for layer in self.layers]
-        unknown = set(arguments).difference(*names)
-        if unknown:
-            raise TypeError(
-                f"ReversibleSequential '{self.name}' received the arguments {sorted(unknown)}, "
-                "which the `call()` of none of its blocks takes. The blocks take: "
-                f"{sorted(set().union(*names) - {'mask'})}."
-            )
-        calls, reads = [], 1
-        for index, (layer, accepted) in enumerate(zip(self.layers, names, strict=True)):
-            own = {name: value for name, value in arguments.items() if name in accepted}
-            mask = masks[reads]
-            if mask is not None and "mask" in accepted:
-                own["mask"] = mask
-            name = f"Block {index} ('{layer.name}', of type {type(layer).__name__})"
-            coupling = self.couplings[index % len(self.couplings)]
-            calls.append(BlockCall(layer, name, coupling, training, mask, own))
-            reads = 1 - reads if coupling.swaps else reads
-        return calls
+    def as_inverse(self, **kwargs: Any) -> "Inverse":
+        """A layer that runs this stack backwards, for use inside models.
+
+        It shares the stack's weights.
+
+        Args:
+            **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
+        """
+        return Inverse(self, **kwargs)
+
+    def _lift(self, layout: Layout, tensors: list, log_det: bool) -> tuple[list, Layout]:
+        """The tensors that go through the stack, and how they hold its carry."""
+        total = [keras.ops.zeros(keras.ops.shape(tensors[0])[:1], self.compute_dtype)] * log_det
+        if not self.couplings[0].exact:
+            return [*tensors, *total], streams.carry_layout(layout)
+        x0, x1, *more = self.couplings[0].at(0, self._depth).lift(layout.split(tensors))
+        return [x0, x1, *total, *more], streams.APART
+
+    def _lower(self, layout: Layout, carry: list, log_det: bool) -> tuple[list, list]:
+        """Undoes `_lift`: the tensors that hold the streams, and what went beside them."""
+        if not self.couplings[0].exact:
+            return carry[: layout.n_tensors], carry[layout.n_tensors :]
+        x0, x1, *beside = carry
+        coupling = self.couplings[0].at(self._depth - 1, self._depth)
+        pair, saturated = coupling.lower([x0, x1, *beside[log_det:]], self.compute_dtype)
+        self.saturated.update_state(saturated)
+        return layout.join(pair), beside[:log_det]
+
+    def _run_steps(
+        self,
+        steps: list[tuple[Step, Callable]],
+        layout: Layout,
+        tensors: list,
+        weights: Operands,
+        state: Operands,
+        lasting: bool = True,
+    ) -> tuple[list, list]:
+        """Runs the steps in the memory mode: `(tensors, extras)`."""
+        steps, unpacks = zip(*steps, strict=True)
+        tensors, sides, updates = MEMORY_MODES[self.memory_mode](
+            steps, layout, tensors, weights.values(), state.values()
+        )
+        extras, losses = [], []
+        for unpack, side in zip(unpacks, sides, strict=True):
+            more, own = unpack(side)
+            extras.extend(more)
+            losses.extend(own)
+        if lasting:
+            take_effect(self, state.items, updates, losses)
+        return tensors, extras
+
+    def _enter(self, x: Any) -> list:
+        return self.couplings[0].enter(x, *self._start_weights)
+
+    def _plan(
+        self,
+        input_shape: Any,
+        masks: list | None = None,
+        training: bool | None = None,
+        arguments: dict | None = None,
+        log_det: bool = False,
+    ) -> Plan:
+        arguments = {k: value for k, value in (arguments or {}).items() if value is not None}
+        check_call_arguments(self, arguments)
+        cycle = itertools.cycle(self.couplings)
+        apart = self.split_axis is None or streams.is_pair(input_shape)
+        return make_plan(
+            self.layers,
+            [next(cycle).at(i, self._depth) for i in range(self._depth)],
+            streams.stream_shape(input_shape, self.split_axis),
+            streams.APART if apart else streams.halves(self.split_axis),
+            self.split_axis,
+            dtype=self.compute_dtype,
+            masks=masks or [None, None],
+            training=training,
+            arguments=arguments,
+            log_det=log_det,
+            build=self._build_block,
+        )
+
+    def _build_block(self, call: BlockCall, stream: keras.KerasTensor) -> None:
+        """Builds the block if it is not built and its arguments are there."""
+        if is_built(call.layer) or required_arguments(call.layer) - set(call.arguments):
+            return
+        specs = spec_of(call.arguments)
+        self._argument_specs.update(specs)
+        try:
+            outputs = call.layer(stream, **specs)
+        except Exception:
+            if argument_names(call.layer) - {"mask"} - set(call.arguments):
+                return  # it may miss an argument that only a later call brings
+            raise
+        call.separate(outputs, stream)
 
     def _warn_of_depth(self) -> None:
         for coupling in self.couplings:
             limit = coupling.depth_limit(self.compute_dtype)
-            blocks = math.ceil(len(self.layers) / len(self.couplings))
+            blocks = math.ceil(self._depth / len(self.couplings))
             if limit is not None and blocks > limit and self.memory_mode == "reversible":
                 warnings.warn(
                     f"{type(coupling).__name__} loses digits in each block that it rebuilds: in "
                     f"{self.compute_dtype} it holds up to about {limit} blocks, and "
                     f"ReversibleSequential '{self.name}' has {blocks} with it, so gradients will "
-                    "be wrong. Use fewer blocks, dtype='float64', or memory_mode='checkpoint'.",
+                    "be wrong. Use fewer blocks, exact=True, dtype='float64', or "
+                    "memory_mode='checkpoint'.",
                     stacklevel=2,
                 )
-
-    def _build_blocks(self, stream_shape: tuple, calls: list[BlockCall]) -> None:
-        """Builds the blocks that are not built and whose arguments are there."""
-        stream = keras.KerasTensor(stream_shape, dtype=self.compute_dtype)
-        for call in calls:
-            if is_built(call.layer) or required_arguments(call.layer) - set(call.arguments):
-                continue
-            specs = spec_of(call.arguments)
-            self._argument_specs.update(specs)
-            try:
-                outputs = call.layer(stream, **specs)
-            except Exception:
-                if argument_names(call.layer) - {"mask"} - set(call.arguments):
-                    continue  # it may miss an argument that only a later call brings
-                raise
-            call.separate(outputs, stream)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         inputs = keras.tree.map_shape_structure(keras.KerasTensor, input_shape)
         return keras.tree.map_structure(lambda x: x.shape, self.compute_output_spec(inputs))
 
     def compute_output_spec(
-        self, inputs: Any, training: bool | None = None, mask: Any = None, **arguments: Any
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        mask: Any = None,
+        return_log_det: bool = False,
+        **arguments: Any,
     ) -> Any:
         streams.check_inputs(inputs)
-        input_shape = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
-        shape = streams.stream_shape(input_shape, self.split_axis)
-        stream = keras.KerasTensor(shape, dtype=self.compute_dtype)
-        calls = self._block_calls(streams.stream_masks(inputs, mask, None), training, arguments)
+        shapes = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
+        masks = streams.stream_masks(inputs, mask, self.split_axis)
+        plan = self._plan(shapes, masks, training, arguments, return_log_det)
+        spec = functools.partial(keras.KerasTensor, dtype=self.compute_dtype)
+        single = not isinstance(inputs, (list, tuple)) and self.split_axis is not None
+        layout = streams.halves(self.split_axis) if single else streams.APART
+        shape = streams.whole_shape(plan.stream_shape, layout, self.split_axis)
+        outputs = keras.tree.map_structure(lambda x: spec(shape), inputs)
         extras = []
-        for call in calls:
-            extras.extend(call.separate(call.layer(stream, **spec_of(call.arguments)), stream)[1])
-        outputs = keras.tree.map_structure(
-            lambda x: keras.KerasTensor(x.shape, dtype=self.compute_dtype), inputs
-        )
-        return (outputs, *extras) if extras else outputs
+        for call, source in zip(plan.calls, plan.sources, strict=True):
+            if isinstance(call, BlockCall):
+                results = call.layer(source, **spec_of(call.arguments))
+                extras.extend(call.separate(results, source)[1])
+        log_det = [spec(shape[:1])] * return_log_det
+        results = outputs, *map(spec, plan.latents), *extras, *log_det
+        return results if len(results) > 1 else outputs
 
     def get_build_config(self) -> dict | None:
         config = super().get_build_config()
@@ -277,8 +413,7 @@ class ReversibleSequential(keras.layers.Layer):
             else keras.KerasTensor(spec["shape"], dtype=spec["dtype"])
             for name, spec in config.get("arguments", {}).items()
         }
-        shape = streams.stream_shape(config["input_shape"], self.split_axis)
-        self._build_blocks(shape, self._block_calls([None, None], None, arguments))
+        self._plan(config["input_shape"], arguments=arguments)
 
     def get_config(self) -> dict:
         unique = list({id(layer): layer for layer in self.layers}.values())
@@ -305,52 +440,3 @@ class ReversibleSequential(keras.layers.Layer):
             keras.saving.deserialize_keras_object(c, custom_objects) for c in config["coupling"]
         ]
         return cls([unique[i] for i in config.pop("order")], **config)
-
-
-def _checkpointed(
-    steps: Sequence[Step], layout: Layout, inputs: list, weights: list, state: list
-) -> tuple[list, list, dict]:
-    """Runs the steps and keeps each one's input."""
-
-    def run(step: Step, pair: list, weights: list, state: list) -> tuple[list, list, dict]:
-        def function(pair: list, weights: list, state: list) -> tuple[list, dict]:
-            pair, sides, updates = run_step(step, pair, weights, state)
-            return [*pair, *sides], updates
-
-        outputs, updates = backprop.checkpoint(function, pair, weights, state)
-        return outputs[:2], outputs[2:], updates
-
-    pair, sides, updates, _ = run_steps(steps, layout.split(inputs), weights, state, run)
-    return layout.join(pair), sides, updates
-
-
-def _check_layers(layers: Any) -> None:
-    if not isinstance(layers, (list, tuple)):
-        raise TypeError(
-            "Invalid value for argument `layers`: expected a list of Keras layers, received "
-            f"layers={layers!r} (of type {type(layers).__name__})."
-        )
-    if not layers:
-        raise ValueError(
-            "Invalid value for argument `layers`: expected at least one Keras layer, received "
-            "an empty list."
-        )
-    for index, layer in enumerate(layers):
-        if not isinstance(layer, keras.layers.Layer):
-            raise TypeError(
-                "Invalid value for argument `layers`: expected Keras layers, received "
-                f"layers[{index}]={layer!r} (of type {type(layer).__name__}). Wrap a function "
-                "in `keras.layers.Lambda`, or write a layer."
-            )
-
-
-def _stream_dtype(dtype: Any) -> str:
-    if dtype is None:
-        return keras.config.dtype_policy().variable_dtype
-    stream_dtype = keras.dtype_policies.get(dtype).compute_dtype
-    if "float" not in stream_dtype:
-        raise ValueError(
-            "Invalid value for argument `dtype`: expected a floating-point dtype for the two "
-            f"streams, received dtype={dtype!r}."
-        )
-    return stream_dtype

@@ -1,6 +1,7 @@
 """A Keras layer as a pure function of its arguments and its variables' values."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,15 +37,22 @@ class StatelessLayer:
         return cls(layer, training, tuple(layer.trainable_variables), tuple(unique.values()))
 
     def __call__(self, weights: list, state: list, *args: Any, **kwargs: Any) -> tuple:
-        """Returns `(outputs, losses, updates)`; no variable changes.
+        """Calls the layer: `(outputs, losses, updates)`, see `run`."""
+        call = functools.partial(self.layer, *args, **kwargs, training=self.training)
+        return self.run(call, weights, state)
 
-        `updates` has the new values of `state` by their position in it.
+    def run(self, function: Callable, weights: list, state: list) -> tuple:
+        """Runs `function()`, which uses the layer; no variable changes.
+
+        Returns:
+            `(outputs, losses, updates)`: what `function` returned, what the layer
+            added as losses, and the new values of `state` by their position in it.
         """
         variables = (*self.trainable, *self.state)
         mapping = list(zip(variables, (*weights, *state), strict=True))
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(v) for v in variables]
-            outputs = self.layer(*args, **kwargs, training=self.training)
+            outputs = function()
         after = [scope.get_current_value(v) for v in variables]
         changed = [a is not b for a, b in zip(after, before, strict=True)]
         n = len(self.trainable)
@@ -105,6 +113,28 @@ def separate_tensors(structure: Any) -> tuple[list, list, Callable[[list, list],
         if mask is not None:
             others.append(mask)
     return floats, others, rebuild
+
+
+class Packing:
+    """A structure's way through a traced function, which returns tensors alone."""
+
+    def pack(self, structure: Any) -> list:
+        """The structure's tensors, floating-point ones first."""
+        floats, others, self._rebuild = separate_tensors(structure)
+        self._n_floats = len(floats)
+        return [*floats, *others]
+
+    def unpack(self, tensors: list) -> Any:
+        """The structure that was packed last, with `tensors` in their places."""
+        return self._rebuild(tensors[: self._n_floats], tensors[self._n_floats :])
+
+
+def take_effect(layer: keras.layers.Layer, state: list, updates: dict, losses: list) -> None:
+    """Does what a stateless run left undone: assigns new states, adds losses to `layer`."""
+    for position, value in updates.items():
+        state[position].assign(value)
+    for loss in losses:
+        layer.add_loss(loss)
 
 
 def is_built(layer: keras.layers.Layer) -> bool:

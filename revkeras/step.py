@@ -6,64 +6,79 @@ from collections.abc import Callable, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a layer's inputs hold the two streams. `split` and `join` undo each other.
+    """How a list of tensors holds the two streams. `split` and `join` undo each other.
 
     Attributes:
-        split: From the list of input tensors to the two streams.
-        join: From two streams back to the list of tensors.
+        split: From the tensors to the two streams.
+        join: From two streams back to the tensors.
+        n_tensors: How many tensors hold the streams: one, or two.
     """
 
     split: Callable[[list], list]
     join: Callable[[list], list]
+    n_tensors: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A block, the coupling that takes its output into a stream, and what it reads.
+    """A block, the coupling that takes its output in, and the way back.
+
+    A `carry` is what goes from step to step: the two streams, and what there is
+    beside them.
 
     Attributes:
-        block: `block(x, weights, state) -> (fx, sides, updates)`, where `x` is
-            the second stream and `fx` a list of tensors. `sides` are
+        name: What errors call it.
+        source: `source(carry)`, a list: what the block is called on.
+        block: `block(source, weights, state) -> (fx, sides, updates)`. `sides` are
             its further outputs: its losses and what it returns beside `fx`.
             `updates` has the new values of `state` by their position in it.
-        couple: `couple([x0, x1], fx) -> [y0, y1]`.
-        source: `source([y0, y1]) -> x1`.
-        uncouple: `uncouple([y0, y1], fx) -> [x0, x1]`.
+        couple: `couple(carry, fx)`, the carry after the step.
+        recover: `recover(carry, weights, state)`, the source from the carry after
+            the step.
+        uncouple: `uncouple(carry, fx, source)`, the carry before the step.
         weights: The positions, in the stack's list, of the values that the
             block is differentiated by.
         state: The positions of its other values in the stack's list.
+        exact: Whether the block must give the same bits when it is replayed.
+        settles: Whether it is replayed on the state that it left, not the one
+            that it found.
     """
 
+    name: str
+    source: Callable
     block: Callable
     couple: Callable
-    source: Callable
+    recover: Callable
     uncouple: Callable
     weights: tuple[int, ...]
     state: tuple[int, ...]
+    exact: bool = False
+    settles: bool = False
 
 
-def run_step(step: Step, streams: list, weights: list, state: list) -> tuple[list, list, dict]:
-    """Runs one step on its own values: `(streams, sides, updates)`."""
-    fx, sides, updates = step.block(streams[1], weights, state)
-    return step.couple(streams, fx), sides, updates
+def run_step(step: Step, carry: list, weights: list, state: list) -> tuple[list, list, dict]:
+    """Runs one step on its own values: `(carry, sides, updates)`."""
+    fx, sides, updates = step.block(step.source(carry), weights, state)
+    return step.couple(carry, fx), sides, updates
 
 
 def run_steps(
-    steps: Sequence[Step], streams: list, weights: list, state: list, run: Callable = run_step
+    steps: Sequence[Step], carry: list, weights: list, state: list, run: Callable = run_step
 ) -> tuple[list, list, dict, list]:
     """Runs the steps in order, each on the state that those before it left.
 
     Returns:
-        `(streams, sides, updates, seen)`: the last streams, the further outputs
+        `(carry, sides, updates, replayed)`: the last carry, the further outputs
         of each step, the new values of `state` by their position, and the state
-        that each step found.
+        that each step is to be replayed on.
     """
-    all_sides, all_updates, seen = [], {}, []
+    all_sides, all_updates, replayed = [], {}, []
     for step in steps:
         found = [all_updates.get(i, state[i]) for i in step.state]
         mine = [weights[i] for i in step.weights]
-        streams, sides, updates = run(step, streams, mine, found)
+        carry, sides, updates = run(step, carry, mine, found)
         all_sides.append(sides)
         all_updates.update({step.state[i]: value for i, value in updates.items()})
-        seen.append(found)
-    return streams, all_sides, all_updates, seen
+        left = [updates.get(i, value) for i, value in enumerate(found)]
+        replayed.append(left if step.settles else found)
+    return carry, all_sides, all_updates, replayed

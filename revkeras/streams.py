@@ -9,7 +9,7 @@ import keras
 from revkeras.stateless import mask_of
 from revkeras.step import Layout
 
-_APART = Layout(split=list, join=list)
+APART = Layout(split=list, join=list, n_tensors=2)
 
 
 def check_split_axis(axis: Any) -> int | None:
@@ -77,6 +77,24 @@ def stream_shape(input_shape: Any, axis: int | None) -> tuple:
     return tuple(shape)
 
 
+def whole_shape(shape: tuple, layout: Layout, axis: int | None) -> tuple:
+    """The shape of the tensors that hold streams of `shape`."""
+    whole = list(shape)
+    if layout.n_tensors == 1:
+        whole[axis] *= 2
+    return tuple(whole)
+
+
+def carry_layout(layout: Layout) -> Layout:
+    """The same for a list that holds further tensors behind the streams."""
+    n = layout.n_tensors
+    return Layout(
+        split=lambda tensors: [*layout.split(tensors[:n]), *tensors[n:]],
+        join=lambda carry: [*layout.join(carry[:2]), *carry[2:]],
+        n_tensors=n,
+    )
+
+
 def input_spec(input_shape: Any, axis: int | None) -> Any:
     """What later inputs must look like, as Keras checks it."""
     if is_pair(input_shape):
@@ -95,12 +113,18 @@ def enter(
     check_inputs(inputs)
     tensors = [keras.ops.cast(x, dtype) for x in keras.tree.flatten(inputs)]
     if isinstance(inputs, (list, tuple)):
-        return tensors, _APART
+        return tensors, APART
     if axis is None:
-        return start(tensors[0]), _APART
-    return tensors, Layout(
+        return start(tensors[0]), APART
+    return tensors, halves(axis)
+
+
+def halves(axis: int) -> Layout:
+    """One tensor that holds the streams as its two halves on `axis`."""
+    return Layout(
         split=lambda tensors: list(keras.ops.split(tensors[0], 2, axis=axis)),
         join=lambda streams: [keras.ops.concatenate(streams, axis=axis)],
+        n_tensors=1,
     )
 
 

@@ -3,7 +3,13 @@
 import keras
 
 if keras.backend.backend() == "tensorflow":
-    from revkeras.backprop.tensorflow import checkpoint, eager_scope, reversible, snapshot
+    from revkeras.backprop.tensorflow import (
+        checkpoint,
+        eager_scope,
+        require,
+        reversible,
+        snapshot,
+    )
 else:
     raise ImportError(
         "revkeras runs on Keras's TensorFlow backend. Expected "
@@ -12,4 +18,4 @@ else:
         "environment before Keras is imported."
     )
 
-__all__ = ["checkpoint", "eager_scope", "reversible", "snapshot"]
+__all__ = ["checkpoint", "eager_scope", "require", "reversible", "snapshot"]

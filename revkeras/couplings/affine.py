@@ -67,6 +67,10 @@ class Affine(Coupling):
         shift, s = fx
         return (y - shift) / self._scale(s)
 
+    def log_det(self, fx: Any, stream: Any) -> Any:
+        log_scale = keras.ops.log(keras.ops.abs(self._scale(fx[1])))
+        return keras.ops.sum(log_scale, axis=tuple(range(1, len(log_scale.shape))))
+
     def separate(self, outputs: Any, stream: Any) -> tuple[Any, list]:
         outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
         if len(outputs) > 1 and all(same_shape(o.shape, stream.shape) for o in outputs[:2]):

@@ -49,8 +49,10 @@ def _round_trip(coupling: Coupling, values: np.ndarray, dtype: str) -> tuple[flo
     """The largest error of the rebuilt streams, and the largest value in them."""
     x0, x1, *fx = [keras.ops.convert_to_tensor(v, dtype=dtype) for v in values]
     fx = fx[0] if len(fx) == 1 else tuple(fx)
-    outputs = coupling.couple([x0, x1], fx)
-    rebuilt = [*coupling.uncouple(outputs, fx), coupling.source(outputs)]
+    coupling = coupling.at(0, 1)
+    outputs = coupling.couple(coupling.lift([x0, x1]), fx)
+    inputs, _ = coupling.lower(coupling.uncouple(outputs, fx), dtype)
+    rebuilt = [*inputs, coupling.source(outputs)]
     pairs = zip(map(_float64, rebuilt), map(_float64, (x0, x1, x1)), strict=True)
     error = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs)
     scale = float(np.max(np.abs(values[:2]), initial=1.0))

@@ -28,6 +28,8 @@ class Coupling:
 
     n_updates = 1  # the tensors of the stream's shape that `fx` holds; a tuple if several
     swaps = True  # whether the streams change places
+    exact = False  # whether the inverse is exact bit by bit, on what `lift` makes of the streams
+    determined = True  # whether the streams after a stack determine those before it
 
     def forward(self, x: Any, fx: Any) -> Any:
         """The stream `x` after it took in `fx`."""
@@ -65,6 +67,39 @@ class Coupling:
                 f"{tuple(fx.shape)}"
             )
         return fx, extras
+
+    def log_det(self, fx: Any, stream: Any) -> Any:
+        """The log-determinant of the block's Jacobian, of shape `(batch,)`.
+
+        Args:
+            fx: What the block returned for the coupling.
+            stream: The stream before it took in `fx`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define `log_det(fx, stream)`, which "
+            "`return_log_det=True` asks for."
+        )
+
+    def at(self, index: int, depth: int) -> "Coupling":
+        """The coupling as it acts at block `index` of `depth`, counted from 0."""
+        return self
+
+    def lift(self, streams: list) -> list:
+        """The two streams as the tensors that a stack of this coupling carries."""
+        return streams
+
+    def lower(self, carry: list, dtype: str) -> tuple[list, Any]:
+        """Undoes `lift`.
+
+        Returns:
+            `(streams, saturated)`: the streams in `dtype`, and how many elements
+            went beyond the coupling's range, or `None`.
+        """
+        return carry, None
+
+    def start_shape(self, stream_shape: tuple) -> tuple | None:
+        """The shape of the weight that `enter` takes, or `None`."""
+        return None
 
     def enter(self, x: Any) -> list:
         """The two streams that one input starts, where the input is not split."""

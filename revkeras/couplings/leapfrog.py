@@ -46,6 +46,9 @@ class Leapfrog(Coupling):
         now, after = outputs
         return [2 * now - after + self.step**2 * fx, now]
 
+    def log_det(self, fx: Any, stream: Any) -> Any:
+        return keras.ops.zeros((keras.ops.shape(stream)[0],), dtype=stream.dtype)
+
     def leave(self, streams: list) -> Any:
         return streams[1]
 

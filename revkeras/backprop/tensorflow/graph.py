@@ -1,0 +1,86 @@
+"""What keeps TensorFlow from merging, reordering or recording what must not be."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+eager_scope = tf.init_scope
+
+
+def snapshot(variables: Sequence) -> list[tf.Tensor]:
+    """The variables' values as they are now.
+
+    `tf.identity`, because `variable.value` is the `tf.Variable` itself: a seed
+    read through it in the backward pass has already moved on.
+    """
+    return [tf.identity(v.value) for v in variables]
+
+
+def require(condition: tf.Tensor, message: str, tensors: list) -> list:
+    """`tensors`, once `condition` is found to be true; else an error when the graph runs."""
+    with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
+        return [tf.identity(x) for x in tensors]
+
+
+def one_piece(function: Callable) -> Callable:
+    """`function` as one indivisible operation of the graph.
+
+    Grappler merges a recomputation with the forward pass (Dropout's masks stayed
+    alive, one a block) and the executor puts off weight gradients and keeps what
+    they need. It does neither across a function that it must not inline.
+    """
+    if tf.executing_eagerly():
+        # Copies, as of a graph's arguments: were one tensor given twice, a tape would
+        # give each of its two places the gradient of both.
+        return lambda *args: function(*tf.nest.map_structure(tf.identity, args))
+    return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+
+
+def after(tensors: list, state: list) -> list:
+    """`state`, once `tensors` are there.
+
+    Dropout's draws depend on the seed alone: the executor made those of later
+    blocks while the first were computing, and the drawn tensors waited in memory.
+    """
+    with tf.control_dependencies(tensors):
+        return [tf.identity(value) for value in state]
+
+
+def detached(tensors: Any) -> Any:
+    """The tensors, unknown to any tape: what is computed from them is not recorded."""
+    return tf.nest.map_structure(tf.stop_gradient, tensors)
+
+
+def pull_back(tape: tf.GradientTape, outputs: list, doutputs: list, inputs: list) -> list:
+    """The gradients at `inputs`, `None` where nothing depends on one."""
+    pairs = [
+        (y, dy)
+        for y, dy in zip(outputs, doutputs, strict=True)
+        if y.dtype.is_floating and dy is not None
+    ]
+    gradients = tape.gradient([y for y, _ in pairs], inputs, [dy for _, dy in pairs])
+    return [None if d is None else tf.convert_to_tensor(d) for d in gradients]
+
+
+def add_gradients(a: tf.Tensor | None, b: tf.Tensor | None) -> tf.Tensor | None:
+    """The sum of two gradients, either of which may be missing."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def or_zeros(gradients: Iterable, tensors: list) -> list[tf.Tensor]:
+    """The gradients, with zeros in the places of missing ones."""
+    return [tf.zeros_like(x) if d is None else d for d, x in zip(gradients, tensors, strict=True)]
+
+
+def refuse_untracked(variables: Sequence[tf.Variable]) -> None:
+    """Raises if a block read a variable that is none of the engine's arguments."""
+    if variables:
+        raise ValueError(
+            "A block reads variables that Keras does not track as its own, so no gradient "
+            f"could reach them: {[v.name for v in variables]}. Make them weights of the "
+            "block: create them with `self.add_weight(...)` in `build()`, or hold the layers "
+            "that own them in attributes of the block."
+        )

@@ -1,0 +1,53 @@
+"""A reversible stack, run backwards, as a layer."""
+
+from typing import Any
+
+import keras
+
+
+@keras.saving.register_keras_serializable(package="revkeras")
+class Inverse(keras.layers.Layer):
+    """Undoes a `ReversibleSequential`, with the same weights.
+
+    `ReversibleSequential.as_inverse()` makes one.
+
+    Args:
+        stack: A `ReversibleSequential`.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
+
+    Call arguments:
+        outputs: What a call of the stack returns.
+        **arguments: What `ReversibleSequential.inverse()` takes beside them.
+
+    Returns:
+        What `ReversibleSequential.inverse()` returns.
+
+    Example:
+
+    >>> import keras, revkeras
+    >>> stack = revkeras.ReversibleSequential([keras.layers.Dense(4) for _ in range(4)])
+    >>> model = keras.Sequential([keras.Input((8,)), stack, stack.as_inverse()])
+    >>> bool(keras.ops.max(keras.ops.abs(model(keras.ops.ones((1, 8))) - 1)) < 1e-5)
+    True
+    """
+
+    def __init__(self, stack: keras.layers.Layer, **kwargs: Any):
+        kwargs = {"dtype": stack.dtype_policy, **kwargs, "autocast": False}
+        super().__init__(**kwargs)
+        self.stack = stack
+        self.supports_jit = False
+        self._call_signature = stack._call_signature
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def call(self, outputs: Any, **arguments: Any) -> Any:
+        return self.stack.inverse(outputs, **arguments)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "stack": keras.saving.serialize_keras_object(self.stack)}
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Inverse":
+        stack = keras.saving.deserialize_keras_object(config.pop("stack"), custom_objects)
+        return cls(stack, **config)

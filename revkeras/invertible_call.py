@@ -1,0 +1,138 @@
+"""One call in a stack of a layer with an inverse of its own, which acts on both streams."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+
+from revkeras.operands import Operands
+from revkeras.stateless import Packing, StatelessLayer
+from revkeras.step import Layout, Step
+
+
+def is_invertible(layer: keras.layers.Layer) -> bool:
+    """Whether the layer acts on both streams by itself, instead of through a coupling."""
+    return callable(getattr(layer, "inverse", None)) and not getattr(layer, "is_block", False)
+
+
+@dataclasses.dataclass(frozen=True)
+class InvertibleCall:
+    """A layer that defines `inverse()`, called on the whole that two streams make.
+
+    Streams that do not come from one tensor have no whole: the layer is called on
+    each of them.
+
+    Attributes:
+        layer: The layer.
+        name: What errors call it.
+        layout: From the streams to their whole and back.
+        n_latents: How many tensors the layer returns beside the one that goes on.
+            They leave the stack.
+        training: `training` for the layer, or `None`.
+        log_det: Whether the carry holds a log-determinant behind the streams.
+    """
+
+    layer: keras.layers.Layer
+    name: str
+    layout: Layout
+    n_latents: int
+    training: bool | None
+    log_det: bool
+
+    def plain(self, carry: list) -> tuple[list, list]:
+        """Calls the layer as any Keras layer: `(carry, extras)`."""
+        return self._take_in(carry, self._apply(self._whole(carry))), []
+
+    def step(self, weights: Operands, state: Operands) -> tuple[Step, Callable]:
+        """The call as a pure step, see `BlockCall.step`."""
+        return self._step(
+            weights,
+            state,
+            directions=(
+                (self._whole, self._apply, self._take_in),
+                (self._parts, self._unapply, self._give_back),
+            ),
+        )
+
+    def inverse_step(self, weights: Operands, state: Operands) -> tuple[Step, Callable]:
+        """The call's inverse as a pure step."""
+        call = dataclasses.replace(self, training=False)
+        return call._step(
+            weights,
+            state,
+            directions=(
+                (call._parts, call._unapply, call._give_back),
+                (call._whole, call._apply, call._take_in),
+            ),
+        )
+
+    def _step(self, weights: Operands, state: Operands, directions: tuple) -> tuple[Step, Callable]:
+        (source, run, couple), (source_back, run_back, couple_back) = directions
+        function = StatelessLayer.of(self.layer, self.training)
+        packing = Packing()
+
+        def block(source: list, weights: list, state: list) -> tuple[list, list, dict]:
+            fx, losses, updates = function.run(lambda: run(source), weights, state)
+            return fx, packing.pack(([], losses)), updates
+
+        def recover(carry: list, weights: list, state: list) -> list:
+            outputs = source_back(carry)
+            fx, _, _ = function.run(lambda: run_back(outputs), weights, state)
+            return fx[: len(fx) - self.log_det]
+
+        def uncouple(carry: list, fx: list, source: list) -> list:
+            return couple_back(carry, [*source, *fx[len(fx) - self.log_det :]])
+
+        step = Step(
+            self.name,
+            source,
+            block,
+            couple,
+            recover,
+            uncouple,
+            weights.positions(function.trainable),
+            state.positions(function.state),
+            settles=True,
+        )
+        return step, packing.unpack
+
+    # What goes one way: the whole, the layer's outputs and log-determinant, the next carry.
+
+    def _whole(self, carry: list) -> list:
+        return self.layout.join(carry[:2])
+
+    def _apply(self, whole: list) -> list:
+        outputs = [self.layer(x, training=self.training) for x in whole]
+        outputs = [list(y) if isinstance(y, (tuple, list)) else [y] for y in outputs]
+        latents = [z for y in outputs for z in y[1:]]
+        return [*(y[0] for y in outputs), *latents, *self._log_det(whole)]
+
+    def _take_in(self, carry: list, fx: list) -> list:
+        n, log_det = self.layout.n_tensors, carry[2 : 2 + self.log_det]
+        heads, latents, delta = fx[:n], fx[n : len(fx) - self.log_det], fx[len(fx) - self.log_det :]
+        log_det = [total + d for total, d in zip(log_det, delta, strict=True)]
+        return [*self.layout.split(heads), *log_det, *carry[2 + self.log_det :], *latents]
+
+    # And the other way.
+
+    def _parts(self, carry: list) -> list:
+        return [*self.layout.join(carry[:2]), *carry[len(carry) - self._n_leaving :]]
+
+    def _unapply(self, parts: list) -> list:
+        n, k = self.layout.n_tensors, self.n_latents
+        latents = [parts[n + i * k : n + (i + 1) * k] for i in range(n)]
+        whole = [self.layer.inverse((head, *z) if z else head) for head, z in zip(parts, latents)]
+        return [*whole, *self._log_det(whole)]
+
+    def _give_back(self, carry: list, fx: list) -> list:
+        n, log_det = self.layout.n_tensors, carry[2 : 2 + self.log_det]
+        log_det = [total - d for total, d in zip(log_det, fx[n:], strict=True)]
+        rest = carry[2 + self.log_det : len(carry) - self._n_leaving]
+        return [*self.layout.split(fx[:n]), *log_det, *rest]
+
+    def _log_det(self, whole: list) -> list:
+        return [sum(self.layer.log_det_jacobian(x) for x in whole)] if self.log_det else []
+
+    @property
+    def _n_leaving(self) -> int:
+        return self.layout.n_tensors * self.n_latents

@@ -1,0 +1,122 @@
+"""Is what a user gave a stack what it can take?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from revkeras.call_arguments import argument_names
+from revkeras.couplings import Coupling
+from revkeras.invertible_call import is_invertible
+
+
+def check_layers(layers: Any) -> None:
+    """Raises unless `layers` is a list of Keras layers."""
+    if not isinstance(layers, (list, tuple)):
+        raise TypeError(
+            "Invalid value for argument `layers`: expected a list of Keras layers, received "
+            f"layers={layers!r} (of type {type(layers).__name__})."
+        )
+    if not layers:
+        raise ValueError(
+            "Invalid value for argument `layers`: expected at least one Keras layer, received "
+            "an empty list."
+        )
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(
+                "Invalid value for argument `layers`: expected Keras layers, received "
+                f"layers[{index}]={layer!r} (of type {type(layer).__name__}). Wrap a function "
+                "in `keras.layers.Lambda`, or write a layer."
+            )
+
+
+def stream_dtype(dtype: Any) -> str:
+    """The dtype of the streams; raises unless it is a floating-point one."""
+    if dtype is None:
+        return keras.config.dtype_policy().variable_dtype
+    name = keras.dtype_policies.get(dtype).compute_dtype
+    if "float" not in name:
+        raise ValueError(
+            "Invalid value for argument `dtype`: expected a floating-point dtype for the two "
+            f"streams, received dtype={dtype!r}."
+        )
+    return name
+
+
+def check_exact(couplings: Sequence[Coupling], layers: Sequence[keras.layers.Layer]) -> None:
+    """Raises if an exact coupling stands beside what is not exact."""
+    exact = [c for c in couplings if c.exact]
+    if not exact:
+        return
+    name = type(exact[0]).__name__
+    if len(couplings) > 1:
+        raise ValueError(
+            "Invalid value for argument `coupling`: an exact coupling must be the only one of its "
+            f"stack, received {[type(c).__name__ for c in couplings]}."
+        )
+    for index, layer in enumerate(layers):
+        if is_invertible(layer) and not (
+            exact[0].determined and getattr(layer, "rearranges", False)
+        ):
+            raise ValueError(
+                f"Layer {index} ('{layer.name}', of type {type(layer).__name__}) has an inverse "
+                f"of its own, which does not keep every bit that {name}(exact=True) needs. Use "
+                "another coupling, or put the layer between two stacks."
+            )
+
+
+def check_call_arguments(stack: Any, arguments: dict) -> None:
+    """Raises if no block takes one of the arguments."""
+    names = [argument_names(layer) for layer in stack.layers if not is_invertible(layer)]
+    unknown = set(arguments).difference(*names)
+    if unknown:
+        raise TypeError(
+            f"ReversibleSequential '{stack.name}' received the arguments {sorted(unknown)}, "
+            "which the `call()` of none of its blocks takes. The blocks take: "
+            f"{sorted(set().union(*names) - {'mask'})}."
+        )
+
+
+def check_determined(stack: Any, training: bool | None) -> None:
+    """Raises if a stack's outputs do not determine its inputs."""
+    this = f"ReversibleSequential '{stack.name}'"
+    if not stack.built:
+        raise ValueError(
+            f"{this} has no weights yet, so it has no inverse: call it once, or `build()` it, "
+            "before `inverse()`."
+        )
+    for coupling in stack.couplings:
+        if not coupling.determined:
+            raise ValueError(
+                f"{this} has no inverse from its outputs alone: {type(coupling).__name__}"
+                "(exact=True) needs its remainders too, which stay inside. Use exact=False."
+            )
+    for index, layer in enumerate(stack.layers):
+        if training and any(inner._seed_generators for inner in layer._flatten_layers()):
+            raise ValueError(
+                f"Block {index} ('{layer.name}', of type {type(layer).__name__}) draws random "
+                "numbers in training, so the inverse of one call is not that of another. Expected "
+                f"training=False in `inverse()` of {this}, received training={training!r}."
+            )
+
+
+def separate_latents(stack: Any, outputs: Any, n: int) -> tuple[Any, list]:
+    """The outputs without the tensors that left the stack on the way, and those."""
+    this = f"`inverse()` of ReversibleSequential '{stack.name}'"
+    latents = []
+    if n:
+        if not isinstance(outputs, (list, tuple)) or len(outputs) != 1 + n:
+            raise ValueError(
+                f"Invalid value for argument `outputs` of {this}: expected what a call returns, a "
+                f"tuple of the output and {n} tensors that left the stack on the way; received "
+                f"{outputs!r}."
+            )
+        outputs, *latents = outputs
+    if stack.split_axis is None and not isinstance(outputs, (list, tuple)):
+        raise ValueError(
+            f"Invalid value for argument `outputs` of {this}: one tensor does not determine two "
+            "streams where `split_axis` is None. Give the stack a list or tuple of two tensors, "
+            "and its inverse the two that it returns."
+        )
+    return outputs, list(latents)

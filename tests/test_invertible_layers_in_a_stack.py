@@ -1,0 +1,256 @@
+"""Layers with an inverse of their own, between the blocks of a stack."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from revkeras import ReversibleSequential
+from revkeras.layers import (
+    ActNorm,
+    DepthToSpace,
+    InvertibleDense,
+    Permute,
+    Reverse,
+    SpaceToDepth,
+    Split,
+)
+from tests.modes import assert_modes_agree, in_mode
+
+L = keras.layers
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype("float32")
+
+
+def dense(channels):
+    return L.Dense(channels, activation="tanh")
+
+
+def conv(channels):
+    return keras.Sequential([L.Conv2D(channels, 3, padding="same"), L.Activation("tanh")])
+
+
+@keras.saving.register_keras_serializable("tests")
+class Doubling(L.Layer):
+    """A user's layer with an inverse and without a log-determinant."""
+
+    def call(self, inputs):
+        return inputs * 2
+
+    def inverse(self, outputs):
+        return outputs / 2
+
+
+STACKS = {
+    "vector": (
+        lambda: [InvertibleDense(), dense(4), ActNorm(), Permute(seed=1), dense(4), Reverse()],
+        (3, 8),
+    ),
+    "image": (
+        lambda: [conv(2), SpaceToDepth(), conv(8), InvertibleDense(), conv(8), DepthToSpace()],
+        (2, 4, 4, 4),
+    ),
+    "multi-scale": (lambda: [dense(8), Split(), dense(4), Split(), dense(2)], (3, 16)),
+    "own": (lambda: [dense(4), Doubling(), dense(4)], (3, 8)),
+    "alone": (lambda: [InvertibleDense()], (3, 8)),
+}
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("kind", sorted(STACKS))
+def test_modes_agree(kind, graph):
+    layers, shape = STACKS[kind]
+    layer = ReversibleSequential(layers())
+    assert_modes_agree(layer, normal(*shape), graph=graph, training=True)
+
+
+@pytest.mark.parametrize("kind", ["vector", "own"])
+def test_streams_apart(kind):
+    layers, _ = STACKS[kind]
+    layer = ReversibleSequential(
+        [L.Dense(8, activation="tanh") if isinstance(x, L.Dense) else x for x in layers()]
+    )
+    x = [normal(3, 8), normal(3, 8) + 1]
+    assert_modes_agree(layer, *x)
+    y = layer(x)
+    for found, expected in zip(layer.inverse(y), x, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(STACKS))
+def test_inverse(kind):
+    layers, shape = STACKS[kind]
+    layer = ReversibleSequential(layers())
+    x = normal(*shape)
+    np.testing.assert_allclose(layer.inverse(layer(x)), x, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])
+@pytest.mark.parametrize("kind", ["vector", "multi-scale"])
+def test_gradient_of_the_inverse(kind, mode):
+    """The inverse's Jacobian is the inverse of the Jacobian."""
+    layers, shape = STACKS[kind]
+    built = ReversibleSequential(layers())
+    built(normal(*shape))
+    layer = in_mode(built, mode)
+    x = tf.constant(normal(*shape)[:1])
+
+    def flat(tensors):
+        return tf.concat(tf.nest.flatten(tensors), -1)
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = flat(layer(x))
+    forward = tape.jacobian(y, x)[0, :, 0]
+    outputs = layer(x)
+    with tf.GradientTape() as tape:
+        tape.watch(outputs)
+        back = layer.inverse(outputs)
+    backward = flat(tape.jacobian(back, outputs))
+    backward = tf.reshape(backward, (shape[-1], shape[-1]))
+    np.testing.assert_allclose(backward @ forward, np.eye(shape[-1]), atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["reversible", "none"])
+def test_weight_gradients_of_the_inverse(mode):
+    """Through forward and back, nothing depends on a weight."""
+    layers, shape = STACKS["vector"]
+    built = ReversibleSequential(layers())
+    built(normal(*shape))
+    layer = in_mode(built, mode)
+    with tf.GradientTape() as tape:
+        y = tf.reduce_sum(layer.inverse(layer(normal(*shape))) ** 2)
+    for gradient in tape.gradient(y, [v.value for v in layer.trainable_variables]):
+        np.testing.assert_allclose(gradient, np.zeros_like(gradient), atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])
+@pytest.mark.parametrize("coupling", ["additive", "affine", "momentum", "leapfrog"])
+def test_log_det(coupling, mode):
+    size = 6
+    channels = size if coupling == "affine" else size // 2
+    layer = ReversibleSequential(
+        [dense(channels), ActNorm(), InvertibleDense(), dense(channels), Reverse()],
+        coupling=coupling,
+        memory_mode=mode,
+    )
+    x = tf.constant(normal(2, size))
+    layer(x, training=True)  # starts ActNorm
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y, log_det = layer(x, return_log_det=True)
+    jacobian = tape.jacobian(y, x)
+    jacobian = np.stack([jacobian[i, :, i] for i in range(2)])
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-4)
+    back, negative = layer.inverse(y, return_log_det=True)
+    np.testing.assert_allclose(back, x, atol=1e-4)
+    np.testing.assert_allclose(negative, -log_det, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["image", "multi-scale", "vector"])
+def test_log_det_in_the_modes(kind):
+    layers, shape = STACKS[kind]
+    layer = ReversibleSequential(layers())
+    assert_modes_agree(layer, normal(*shape), return_log_det=True, training=True)
+
+
+def test_in_a_model(tmp_path):
+    layers, _ = STACKS["image"]
+    stack = ReversibleSequential(layers())
+    model = keras.Sequential([keras.Input((None, None, 4)), stack, stack.as_inverse()])
+    x = normal(2, 8, 8, 4)
+    assert model.output_shape == (None, None, None, 4)
+    np.testing.assert_allclose(model(x), x, atol=1e-4)
+    model.compile("sgd", "mse")
+    model.fit(x, x, verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded(x), x, atol=1e-4)
+    assert len(loaded.trainable_variables) == len(model.trainable_variables)
+
+
+def test_shapes_change():
+    layers, _ = STACKS["multi-scale"]
+    x = keras.Input((16,))
+    y, first, second, log_det = ReversibleSequential(layers())(x, return_log_det=True)
+    assert [t.shape for t in (y, first, second)] == [(None, 4), (None, 8), (None, 4)]
+    model = keras.Model(x, [y, first, second, log_det])
+    assert [t.shape for t in model(normal(5, 16))] == [(5, 4), (5, 8), (5, 4), (5,)]
+
+
+def test_act_norm_starts_on_the_first_training_batch():
+    stack = ReversibleSequential([ActNorm(), dense(4), ActNorm(), dense(4)])
+    model = keras.Sequential([keras.Input((8,)), stack])
+    model.compile("sgd", "mse")
+    x = normal(64, 8) * 5 + 3
+    model.fit(x, x, batch_size=64, verbose=0)
+    np.testing.assert_allclose(stack.layers[0](x).numpy().std(0), np.ones(8), atol=0.1)
+
+
+def test_second_derivative():
+    layers, shape = STACKS["vector"]
+    built = ReversibleSequential(layers())
+    x = tf.constant(normal(*shape))
+    built(x)
+
+    def second(layer):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = tf.reduce_sum(layer(x) ** 3)
+            penalty = tf.reduce_sum(inner.gradient(y, x) ** 2)
+        return outer.gradient(penalty, x)
+
+    expected = second(in_mode(built, "none"))
+    scale = float(tf.reduce_max(tf.abs(expected)))
+    np.testing.assert_allclose(second(built) / scale, expected / scale, atol=1e-4)
+
+
+class Dropping(L.Layer):
+    def call(self, inputs):
+        return inputs[..., :-1]
+
+    def inverse(self, outputs):
+        return keras.ops.pad(outputs, ((0, 0), (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (
+            lambda: ReversibleSequential([Dropping()])(normal(2, 8)),
+            "Block 0 .*Dropping.*not two streams.*even size.*received 7",
+        ),
+        (
+            lambda: ReversibleSequential([dense(4), Doubling()])(normal(2, 8), return_log_det=True),
+            "Block 1 .*Doubling.*`log_det_jacobian",
+        ),
+        (lambda: ReversibleSequential([dense(4)]).inverse(normal(2, 8)), "no weights yet"),
+        (
+            lambda: _called([dense(4)], normal(2, 4), split_axis=None).inverse(normal(2, 4)),
+            "one tensor does not determine two streams",
+        ),
+        (
+            lambda: _called([dense(4), Split()], normal(2, 8)).inverse(normal(2, 4)),
+            "tuple of the output and 1 tensors",
+        ),
+        (
+            lambda: _called(
+                [dense(4), keras.Sequential([L.Dense(4), L.Dropout(0.5)])], normal(2, 8)
+            ).inverse(normal(2, 8), training=True),
+            r"Block 1 .*random numbers.*training=False.*received training=True",
+        ),
+    ],
+)
+def test_bad_input(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()
+
+
+def _called(layers, x, **options):
+    stack = ReversibleSequential(layers, **options)
+    stack(x)
+    return stack
