@@ -2,8 +2,6 @@
 
 import functools
 import itertools
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +10,9 @@ import keras
 from revkeras import backprop, couplings, streams
 from revkeras.block_call import BlockCall
 from revkeras.call_arguments import argument_names, merged_signature, required_arguments
+from revkeras.carry import lift, lower
 from revkeras.inverse import Inverse
-from revkeras.invertible_call import is_invertible
+from revkeras.invertible_call import InvertibleCall, is_invertible
 from revkeras.memory_modes import MEMORY_MODES
 from revkeras.operands import Operands
 from revkeras.plan import Plan, make_plan
@@ -21,9 +20,11 @@ from revkeras.stack_checks import (
     check_call_arguments,
     check_determined,
     check_exact,
+    check_layer_inverse,
     check_layers,
     separate_latents,
     stream_dtype,
+    warn_of_depth,
 )
 from revkeras.stateless import is_built, spec_of, take_effect
 from revkeras.step import Layout, Step
@@ -152,7 +153,7 @@ class ReversibleSequential(keras.layers.Layer):
         self.couplings = resolved
         if resolved[0].exact:
             self.saturated = keras.metrics.Sum(name="saturated")
-        self._depth = sum(not is_invertible(layer) for layer in layers)
+        self.depth = sum(not is_invertible(layer) for layer in layers)  # in blocks
         # Keras refuses tensors and other values side by side in `**arguments`, so the
         # arguments that blocks take stand in the signature under their names.
         self._call_signature = merged_signature(self._call_signature, self.layers)
@@ -163,14 +164,19 @@ class ReversibleSequential(keras.layers.Layer):
         shape = streams.stream_shape(input_shape, self.split_axis)
         if self.check_inverse:
             with backprop.eager_scope():
-                for coupling in self.couplings[: self._depth]:
+                for coupling in self.couplings[: self.depth]:
                     couplings.check_coupling(coupling, shape, self.compute_dtype)
-                self._warn_of_depth()
+        warn_of_depth(self)
         start = self.couplings[0].start_shape(shape)
         if start and self.split_axis is None and not streams.is_pair(input_shape):
             self._start_weights = [self.add_weight(start, "zeros", name="start")]
         self._input_shape = input_shape
-        self._plan(input_shape)
+        plan = self._plan(input_shape)
+        if self.check_inverse:
+            with backprop.eager_scope():
+                for call, source in zip(plan.calls, plan.sources, strict=True):
+                    if isinstance(call, InvertibleCall):
+                        check_layer_inverse(call, source)
         self.input_spec = streams.input_spec(input_shape, self.split_axis)
         self.built = True
 
@@ -190,7 +196,8 @@ class ReversibleSequential(keras.layers.Layer):
             arguments,
             return_log_det,
         )
-        carry, carried = self._lift(layout, tensors, return_log_det)
+        placed = self.couplings[0].at(0, self.depth)
+        carry, carried = lift(placed, layout, tensors, return_log_det)
         if self.memory_mode == "none":
             carry, extras = carried.split(carry), []
             for call in plan.calls:
@@ -201,7 +208,11 @@ class ReversibleSequential(keras.layers.Layer):
             weights, state = Operands(), Operands()
             steps = [call.step(weights, state) for call in plan.calls]
             carry, extras = self._run_steps(steps, carried, carry, weights, state)
-        tensors, beside = self._lower(layout, carry, return_log_det)
+        tensors, beside, saturated = lower(
+            placed, layout, carry, return_log_det, self.compute_dtype
+        )
+        if saturated is not None:
+            self.saturated.update_state(saturated)
         outputs = streams.leave(tensors, inputs, self.couplings[-1].leave)
         latents, log_det = beside[return_log_det:], beside[:return_log_det]
         results = outputs, *latents, *extras, *log_det
@@ -249,11 +260,12 @@ class ReversibleSequential(keras.layers.Layer):
         plan = self._plan(self._input_shape, [mask] * 2, training, arguments, return_log_det)
         outputs, latents = separate_latents(self, outputs, len(plan.latents))
         tensors, layout = streams.enter(outputs, self.split_axis, self.compute_dtype, None)
-        carry, carried = self._lift(layout, tensors, return_log_det)
+        placed = self.couplings[0].at(0, self.depth)
+        carry, carried = lift(placed, layout, tensors, return_log_det)
         weights, state = Operands(), Operands()
         steps = [call.inverse_step(weights, state) for call in reversed(plan.calls)]
         carry, _ = self._run_steps(steps, carried, [*carry, *latents], weights, state, False)
-        tensors, log_det = self._lower(layout, carry, return_log_det)
+        tensors, log_det, _ = lower(placed, layout, carry, return_log_det, self.compute_dtype)
         inputs = streams.leave(tensors, outputs, None)
         return (inputs, *log_det) if return_log_det else inputs
 
@@ -267,24 +279,6 @@ class ReversibleSequential(keras.layers.Layer):
         """
         return Inverse(self, **kwargs)
 
-    def _lift(self, layout: Layout, tensors: list, log_det: bool) -> tuple[list, Layout]:
-        """The tensors that go through the stack, and how they hold its carry."""
-        total = [keras.ops.zeros(keras.ops.shape(tensors[0])[:1], self.compute_dtype)] * log_det
-        if not self.couplings[0].exact:
-            return [*tensors, *total], streams.carry_layout(layout)
-        x0, x1, *more = self.couplings[0].at(0, self._depth).lift(layout.split(tensors))
-        return [x0, x1, *total, *more], streams.APART
-
-    def _lower(self, layout: Layout, carry: list, log_det: bool) -> tuple[list, list]:
-        """Undoes `_lift`: the tensors that hold the streams, and what went beside them."""
-        if not self.couplings[0].exact:
-            return carry[: layout.n_tensors], carry[layout.n_tensors :]
-        x0, x1, *beside = carry
-        coupling = self.couplings[0].at(self._depth - 1, self._depth)
-        pair, saturated = coupling.lower([x0, x1, *beside[log_det:]], self.compute_dtype)
-        self.saturated.update_state(saturated)
-        return layout.join(pair), beside[:log_det]
-
     def _run_steps(
         self,
         steps: list[tuple[Step, Callable]],
@@ -296,9 +290,9 @@ class ReversibleSequential(keras.layers.Layer):
     ) -> tuple[list, list]:
         """Runs the steps in the memory mode: `(tensors, extras)`."""
         steps, unpacks = zip(*steps, strict=True)
-        tensors, sides, updates = MEMORY_MODES[self.memory_mode](
-            steps, layout, tensors, weights.values(), state.values()
-        )
+        run = MEMORY_MODES.get(self.memory_mode, self.memory_mode)  # or one of `revkeras.checks`
+        values = weights.values(), state.values()
+        tensors, sides, updates = run(steps, layout, tensors, *values)
         extras, losses = [], []
         for unpack, side in zip(unpacks, sides, strict=True):
             more, own = unpack(side)
@@ -325,7 +319,7 @@ class ReversibleSequential(keras.layers.Layer):
         apart = self.split_axis is None or streams.is_pair(input_shape)
         return make_plan(
             self.layers,
-            [next(cycle).at(i, self._depth) for i in range(self._depth)],
+            [next(cycle).at(i, self.depth) for i in range(self.depth)],
             streams.stream_shape(input_shape, self.split_axis),
             streams.APART if apart else streams.halves(self.split_axis),
             self.split_axis,
@@ -350,20 +344,6 @@ class ReversibleSequential(keras.layers.Layer):
                 return  # it may miss an argument that only a later call brings
             raise
         call.separate(outputs, stream)
-
-    def _warn_of_depth(self) -> None:
-        for coupling in self.couplings:
-            limit = coupling.depth_limit(self.compute_dtype)
-            blocks = math.ceil(self._depth / len(self.couplings))
-            if limit is not None and blocks > limit and self.memory_mode == "reversible":
-                warnings.warn(
-                    f"{type(coupling).__name__} loses digits in each block that it rebuilds: in "
-                    f"{self.compute_dtype} it holds up to about {limit} blocks, and "
-                    f"ReversibleSequential '{self.name}' has {blocks} with it, so gradients will "
-                    "be wrong. Use fewer blocks, exact=True, dtype='float64', or "
-                    "memory_mode='checkpoint'.",
-                    stacklevel=2,
-                )
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         inputs = keras.tree.map_shape_structure(keras.KerasTensor, input_shape)

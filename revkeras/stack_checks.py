@@ -1,13 +1,18 @@
 """Is what a user gave a stack what it can take?"""
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from revkeras.call_arguments import argument_names
 from revkeras.couplings import Coupling
-from revkeras.invertible_call import is_invertible
+from revkeras.invertible_call import InvertibleCall, is_invertible
+
+_TOLERANCE = {"float64": 1e-6, "float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
 
 
 def check_layers(layers: Any) -> None:
@@ -64,6 +69,50 @@ def check_exact(couplings: Sequence[Coupling], layers: Sequence[keras.layers.Lay
                 f"of its own, which does not keep every bit that {name}(exact=True) needs. Use "
                 "another coupling, or put the layer between two stacks."
             )
+
+
+def warn_of_depth(stack: Any) -> None:
+    """Warns if a coupling loses too many digits for the number of blocks."""
+    if stack.memory_mode != "reversible":
+        return
+    blocks = math.ceil(stack.depth / len(stack.couplings))
+    for coupling in stack.couplings:
+        limit = coupling.depth_limit(stack.compute_dtype)
+        if limit is not None and blocks > limit:
+            warnings.warn(
+                f"{type(coupling).__name__} loses digits in each block that it rebuilds: in "
+                f"{stack.compute_dtype} it holds up to about {limit} blocks, and "
+                f"ReversibleSequential '{stack.name}' has {blocks} with it, so gradients will be "
+                "wrong. Use fewer blocks, exact=True, dtype='float64', or "
+                "memory_mode='checkpoint'.",
+                stacklevel=4,
+            )
+
+
+def check_layer_inverse(call: InvertibleCall, source: keras.KerasTensor) -> None:
+    """Raises if a layer does not undo itself on random values.
+
+    A wrong formula is told from rounding by a wide margin: what is passed here
+    may still be too inexact for a deep stack.
+    """
+    shape = [d or n for d, n in zip(source.shape, [1, *[4] * len(source.shape)])]
+    x = np.random.default_rng(0).standard_normal(shape)
+    try:
+        found = call.layer.inverse(call.layer(keras.ops.convert_to_tensor(x, source.dtype)))
+    except Exception:  # sizes that are not known may have to be others than four
+        if None in source.shape[1:]:
+            return
+        raise
+    found = keras.ops.convert_to_numpy(keras.ops.cast(found, "float64"))
+    error = np.max(np.abs(found - x), initial=0.0) if found.shape == x.shape else np.inf
+    tolerance = _TOLERANCE[source.dtype]
+    if not error <= tolerance * np.max(np.abs(x), initial=1.0):
+        raise ValueError(
+            f"{call.name} does not undo itself: inverse(call(x)), of shape {found.shape}, differs "
+            f"from x, of shape {x.shape}, by {error:.3g} on random values; expected at most about "
+            f"{tolerance:g}. Correct its `inverse()`, or pass `check_inverse=False` if it is right "
+            "and random values are outside its domain."
+        )
 
 
 def check_call_arguments(stack: Any, arguments: dict) -> None:

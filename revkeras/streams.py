@@ -85,16 +85,6 @@ def whole_shape(shape: tuple, layout: Layout, axis: int | None) -> tuple:
     return tuple(whole)
 
 
-def carry_layout(layout: Layout) -> Layout:
-    """The same for a list that holds further tensors behind the streams."""
-    n = layout.n_tensors
-    return Layout(
-        split=lambda tensors: [*layout.split(tensors[:n]), *tensors[n:]],
-        join=lambda carry: [*layout.join(carry[:2]), *carry[2:]],
-        n_tensors=n,
-    )
-
-
 def input_spec(input_shape: Any, axis: int | None) -> Any:
     """What later inputs must look like, as Keras checks it."""
     if is_pair(input_shape):

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from revkeras import ReversibleSequential
+from revkeras.couplings import Additive, Momentum
 from revkeras.layers import (
     ActNorm,
     DepthToSpace,
@@ -209,6 +210,15 @@ def test_second_derivative():
     np.testing.assert_allclose(second(built) / scale, expected / scale, atol=1e-4)
 
 
+def test_exact_additive_takes_layers_that_rearrange():
+    layer = ReversibleSequential(
+        [dense(4), Reverse(), dense(4), Permute(seed=0), dense(4)], coupling=Additive(exact=True)
+    )
+    assert_modes_agree(layer, normal(3, 8), tolerance=1e-5)
+    x = normal(3, 8).round(3)
+    np.testing.assert_allclose(layer.inverse(layer(x)), x, atol=1e-6)
+
+
 class Dropping(L.Layer):
     def call(self, inputs):
         return inputs[..., :-1]
@@ -217,9 +227,36 @@ class Dropping(L.Layer):
         return keras.ops.pad(outputs, ((0, 0), (0, 1)))
 
 
+class Halving(Doubling):
+    def call(self, inputs):
+        return inputs / 2
+
+
 @pytest.mark.parametrize(
     ("use", "message"),
     [
+        (
+            lambda: ReversibleSequential([dense(4), Halving()])(normal(2, 8)),
+            "Block 1 .*Halving.*does not undo itself.*differs",
+        ),
+        (
+            lambda: ReversibleSequential([Doubling()], coupling=Additive(exact=True)),
+            r"Layer 0 .*Doubling.*every bit that Additive\(exact=True\) needs",
+        ),
+        (
+            lambda: ReversibleSequential([Reverse()], coupling=Momentum(exact=True)),
+            r"Layer 0 .*Reverse.*every bit that Momentum\(exact=True\) needs",
+        ),
+        (
+            lambda: ReversibleSequential([dense(4)], coupling=[Momentum(exact=True), "additive"]),
+            "must be the only one of its stack.*'Momentum', 'Additive'",
+        ),
+        (
+            lambda: _called([dense(4)], normal(2, 8), coupling=Momentum(exact=True)).inverse(
+                normal(2, 8)
+            ),
+            "no inverse from its outputs alone.*Momentum.*remainders",
+        ),
         (
             lambda: ReversibleSequential([Dropping()])(normal(2, 8)),
             "Block 0 .*Dropping.*not two streams.*even size.*received 7",

@@ -1,0 +1,128 @@
+"""Stacks with exact couplings, in models."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import revkeras
+from revkeras import ReversibleSequential
+from revkeras.couplings import Additive, Momentum
+from tests.modes import assert_modes_agree
+
+L = keras.layers
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype("float32")
+
+
+def blocks(channels, n=6):
+    return [
+        keras.Sequential([L.Dense(channels, activation="tanh"), L.Dropout(0.2), L.Dense(channels)])
+        for _ in range(n)
+    ]
+
+
+EXACT = {"additive": Additive(exact=True), "momentum": Momentum(0.7, exact=True)}
+
+
+@pytest.mark.parametrize("split_axis", [-1, None])
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("coupling", EXACT)
+def test_modes_agree(coupling, graph, split_axis):
+    layer = ReversibleSequential(
+        blocks(8 if split_axis is None else 4), coupling=EXACT[coupling], split_axis=split_axis
+    )
+    assert_modes_agree(layer, normal(3, 8), graph=graph, training=True, tolerance=1e-6)
+
+
+def test_deeper_than_one_buffer():
+    coupling = Momentum(0.5, exact=True)
+    layer = ReversibleSequential(
+        [L.Dense(4, activation="tanh") for _ in range(60)], coupling=coupling, split_axis=None
+    )
+    assert_modes_agree(layer, normal(2, 4), graph=False, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("coupling", EXACT)
+def test_trains_and_reports_saturation(coupling, tmp_path):
+    stack = ReversibleSequential(blocks(4), coupling=EXACT[coupling])
+    model = keras.Sequential([keras.Input((8,)), stack, L.Dense(1)])
+    model.compile("adam", "mse")
+    x, y = normal(64, 8), normal(64, 1)
+    history = model.fit(x, y, epochs=3, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert history["saturated"] == [0, 0, 0]
+    history = model.fit(x * 1e9, y, verbose=0).history
+    assert history["saturated"][0] > 0
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded(x), model(x))
+    assert loaded.layers[0].couplings[0].exact
+
+
+def test_saved_model_differentiates(tmp_path):
+    stack = ReversibleSequential(blocks(4, 2), coupling=EXACT["momentum"])
+    model = keras.Sequential([keras.Input((8,)), stack])
+    model.export(tmp_path / "m", verbose=False)
+    loaded, x = tf.saved_model.load(tmp_path / "m"), tf.constant(normal(2, 8))
+    gradients = []
+    for call in loaded.serve, model:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(call(x) ** 2)
+        gradients.append(tape.gradient(y, x))
+    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_learned_initial_velocity():
+    coupling = Momentum(0.5, initial_velocity="learned")
+    layer = ReversibleSequential(
+        [L.Dense(4, activation="tanh") for _ in range(3)], coupling=coupling, split_axis=None
+    )
+    x = normal(2, 4)
+    layer(x)
+    (start,) = [v for v in layer.trainable_variables if v.name == "start"]
+    assert start.shape == (4,)
+    start.assign([0.1, -0.2, 0.3, 1.0])
+    v, y = np.broadcast_to(start.numpy(), x.shape), x
+    for f in layer.layers:
+        v = 0.5 * v + 0.5 * f(y).numpy()
+        y = y + v
+    np.testing.assert_allclose(layer(x), y, rtol=1e-5, atol=1e-6)
+    assert_modes_agree(layer, x)
+
+
+@pytest.fixture
+def _checks():
+    revkeras.debugging.enable_checks()
+    yield
+    revkeras.debugging.disable_checks()
+
+
+@pytest.mark.usefixtures("_checks")
+@pytest.mark.parametrize("graph", [True, False])
+def test_debugging_stops_at_saturation(graph):
+    layers = [L.Rescaling(1.0), L.Rescaling(1e7), L.Rescaling(1.0)]
+    layer = ReversibleSequential(layers, coupling=Additive(exact=True))
+    call = tf.function(layer) if graph else layer
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Block 1.*beyond the range"):
+        call(normal(2, 8) + 10)
+
+
+@pytest.mark.usefixtures("_checks")
+@pytest.mark.parametrize("graph", [True, False])
+def test_debugging_stops_at_what_is_not_finite(graph):
+    layers = [L.Rescaling(1.0), L.Rescaling(1.0), L.Rescaling(1.0)]
+    layer = ReversibleSequential(layers)
+    x = tf.constant(normal(2, 8) + 1e38)
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x * 3)  # the third sum is beyond float32
+        return tape.gradient(y, x)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="The input of Block 2.*not finite"):
+        (tf.function(gradient) if graph else gradient)()
