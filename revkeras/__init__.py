@@ -1,8 +1,18 @@
 """Reversible networks for Keras 3: activation memory that does not grow with depth."""
 
-from revkeras import couplings
+from revkeras import couplings, debugging, layers
 from revkeras.checkpoint import Checkpoint
+from revkeras.checks import ReconstructionMonitor, check_inverse, gradient_drift
 from revkeras.reversible_sequential import ReversibleSequential
 
 __version__ = "0.1.0"
-__all__ = ["Checkpoint", "ReversibleSequential", "couplings"]
+__all__ = [
+    "Checkpoint",
+    "ReconstructionMonitor",
+    "ReversibleSequential",
+    "check_inverse",
+    "couplings",
+    "debugging",
+    "gradient_drift",
+    "layers",
+]

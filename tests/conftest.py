@@ -11,7 +11,7 @@ import pytest  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _fresh_keras():
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)  # a garbage collection is 0.3 s a test
     keras.utils.set_random_seed(0)
     policy = keras.config.dtype_policy()
     yield

@@ -6,6 +6,7 @@ if keras.backend.backend() == "tensorflow":
     from revkeras.backprop.tensorflow import (
         checkpoint,
         eager_scope,
+        gradient_tape,
         require,
         reversible,
         snapshot,
@@ -18,4 +19,4 @@ else:
         "environment before Keras is imported."
     )
 
-__all__ = ["checkpoint", "eager_scope", "require", "reversible", "snapshot"]
+__all__ = ["checkpoint", "eager_scope", "gradient_tape", "require", "reversible", "snapshot"]

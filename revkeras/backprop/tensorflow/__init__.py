@@ -3,5 +3,6 @@
 from revkeras.backprop.tensorflow.checkpoint import checkpoint
 from revkeras.backprop.tensorflow.graph import eager_scope, require, snapshot
 from revkeras.backprop.tensorflow.reversible import reversible
+from revkeras.backprop.tensorflow.tape import gradient_tape
 
-__all__ = ["checkpoint", "eager_scope", "require", "reversible", "snapshot"]
+__all__ = ["checkpoint", "eager_scope", "gradient_tape", "require", "reversible", "snapshot"]

@@ -1,0 +1,129 @@
+"""A model's stacks, run one block at a time, with what goes from each to the next."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from revkeras.reversible_sequential import ReversibleSequential
+from revkeras.stateless import is_built, spec_of
+from revkeras.step import Layout, Step, run_step, run_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One run of a stack.
+
+    Attributes:
+        stack: The `ReversibleSequential`.
+        steps: Its steps.
+        carries: What each step was run on, and at the end what the last one gave.
+        weights: The weights of each step.
+        replayed: The state that each step is to be replayed on.
+    """
+
+    stack: ReversibleSequential
+    steps: list[Step]
+    carries: list[list]
+    weights: list[list]
+    replayed: list[list]
+
+    def rebuilt(self) -> Iterator[tuple[int, list, list]]:
+        """What each step was run on, rebuilt from the end, the last step first.
+
+        Yields:
+            `(index, streams, kept)`: the step, the two streams, and what they were.
+        """
+        carry = self.carries[-1]
+        for i in reversed(range(len(self.steps))):
+            step, operands = self.steps[i], (self.weights[i], self.replayed[i])
+            source = step.recover(carry, *operands)
+            fx, _, _ = step.block(source, *operands)
+            carry = step.uncouple(carry, fx, source)
+            yield i, carry[:2], self.carries[i][:2]
+
+
+def trace(
+    stack: ReversibleSequential,
+    steps: list[Step],
+    layout: Layout,
+    tensors: list,
+    weights: list,
+    state: list,
+) -> tuple[Trace, tuple[list, list, dict]]:
+    """Runs a stack's steps: the trace, and what a memory mode returns."""
+    carries, own = [], []
+
+    def run(step: Step, carry: list, weights: list, state: list) -> tuple[list, list, dict]:
+        carries.append(carry)
+        own.append(weights)
+        return run_step(step, carry, weights, state)
+
+    carry, sides, updates, replayed = run_steps(steps, layout.split(tensors), weights, state, run)
+    found = Trace(stack, steps, [*carries, carry], own, replayed)
+    return found, (layout.join(carry), sides, updates)
+
+
+def tracing(visit: Callable[[Trace], Any]) -> Callable:
+    """The mode, for `observed`, that shows `visit` the trace of each stack that runs."""
+
+    def mode(*args: Any) -> tuple[list, list, dict]:
+        found, results = trace(*args)
+        visit(found)
+        return results
+
+    return mode
+
+
+@contextlib.contextmanager
+def observed(layer: keras.layers.Layer, mode: Callable, inside: str | None = None) -> Iterator:
+    """While it lasts, the stacks of `layer` run in another mode, and no variable changes.
+
+    Args:
+        layer: A layer or model.
+        mode: `mode(stack, steps, layout, tensors, weights, state)`, as the functions
+            in `MEMORY_MODES` but for the first argument. A stack inside a block of
+            another one is a part of that block and not run by it.
+        inside: The memory mode of such stacks, or `None` for their own.
+    """
+    stacks = _stacks(layer)
+    parts = [inner for outer in stacks for inner in _stacks(outer) if inner is not outer]
+    modes = [stack.memory_mode for stack in stacks]
+    try:
+        for stack in stacks:
+            if any(stack is part for part in parts):
+                stack.memory_mode = inside or stack.memory_mode
+            else:
+                stack.memory_mode = _bind(mode, stack)
+        with keras.StatelessScope():
+            yield
+    finally:
+        for stack, own in zip(stacks, modes, strict=True):
+            stack.memory_mode = own
+
+
+def require_stack(argument: str, layer: Any) -> None:
+    """Raises unless `layer` is or holds a `ReversibleSequential`."""
+    if not isinstance(layer, keras.layers.Layer) or not _stacks(layer):
+        raise ValueError(
+            f"Invalid value for argument `{argument}`: expected a ReversibleSequential, or a "
+            f"model that holds one; received {argument}={layer!r} (of type "
+            f"{type(layer).__name__})."
+        )
+
+
+def ensure_built(layer: keras.layers.Layer, inputs: Any, arguments: dict) -> None:
+    """Creates the layer's variables if they are missing, without running it."""
+    if not is_built(layer):
+        layer(spec_of(inputs), **spec_of(arguments))
+
+
+def _stacks(layer: keras.layers.Layer) -> list[ReversibleSequential]:
+    found = {id(x): x for x in layer._flatten_layers() if isinstance(x, ReversibleSequential)}
+    return list(found.values())
+
+
+def _bind(mode: Callable, stack: ReversibleSequential) -> Callable:
+    return lambda *args: mode(stack, *args)
