@@ -60,10 +60,13 @@ class ReversibleSequential(keras.layers.Layer):
     - [Jacobsen et al., 2018](https://arxiv.org/abs/1802.07088)
 
     Args:
-        layers: A list of Keras layers or models, each a function of one stream
-            that keeps its shape. The same object may stand in it more than
-            once: its gradients add up. A block that returns a tuple gives the
-            stream's update first; the rest is returned to the caller.
+        layers: A list of Keras layers or models. A block is a function of one
+            stream that keeps its shape. A layer that defines `inverse`, such as
+            those of `revkeras.layers`, acts on both streams: on the tensor that
+            they are halves of, or on each if they are not. The same object may
+            stand in the list more than once: its gradients add up. A block that
+            returns a tuple gives the stream's update first; the rest is returned
+            to the caller.
         coupling_forward: `coupling_forward(x, fx) -> y`, or a list of such
             functions that cycles over the layers. Defaults to `None`, which
             means `x + fx`.
@@ -95,13 +98,16 @@ class ReversibleSequential(keras.layers.Layer):
             shape, which are taken as the streams.
         training: Boolean, as in any Keras layer.
         mask: A mask for `inputs`, passed to the blocks.
+        return_log_det: Boolean, whether to return the log-determinant of the
+            Jacobian too, of shape `(batch,)`. Defaults to `False`.
         **arguments: Further arguments, each passed to every block whose
             `call()` names it. Gradients flow to floating-point tensors.
 
     Returns:
-        A tensor of the input's shape, or two streams if two were given. If
-        blocks return more than their update: a tuple of that and all they
-        return beside it, in order of the blocks.
+        A tensor of the input's shape, if no layer with an inverse changes it, or
+        two streams if two were given. If there is more: a tuple of that, of the
+        tensors that `Split` took out, of all that blocks return beside their
+        update, in order of the layers, and of the log-determinant.
 
     Raises:
         ValueError: for bad arguments, a block that changes the stream's shape,

@@ -190,6 +190,20 @@ def test_act_norm_starts_on_the_first_training_batch():
     np.testing.assert_allclose(stack.layers[0](x).numpy().std(0), np.ones(8), atol=0.1)
 
 
+def test_act_norm_starts_inside_an_outer_layer_that_trains():
+    class Outer(L.Layer):
+        def __init__(self):
+            super().__init__()
+            self.stack = ReversibleSequential([ActNorm(), dense(4)])
+
+        def call(self, inputs):
+            return self.stack(inputs)
+
+    outer, x = Outer(), normal(64, 8) * 5 + 3
+    outer(x, training=True)
+    np.testing.assert_allclose(outer.stack.layers[0].mean, x.mean(0), rtol=1e-4)
+
+
 def test_second_derivative():
     layers, shape = STACKS["vector"]
     built = ReversibleSequential(layers())
