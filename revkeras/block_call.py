@@ -110,7 +110,7 @@ class BlockCall:
     def _couple(self, carry: list, fx: list) -> list:
         own, log_det, rest = self._divide(carry)
         fx = self._update(fx)
-        log_det = [total + self.coupling.log_det(fx, own[0]) for total in log_det]
+        log_det = [t + keras.ops.cast(self.coupling.log_det(fx, own[0]), t.dtype) for t in log_det]
         after = self._checked(self.coupling.couple(own, fx), own)
         return [*after[:2], *log_det, *after[2:], *rest]
 
@@ -118,7 +118,9 @@ class BlockCall:
         own, log_det, rest = self._divide(carry)
         fx = self._update(fx)
         before = self.coupling.uncouple(own, fx)
-        log_det = [total - self.coupling.log_det(fx, before[0]) for total in log_det]
+        log_det = [
+            t - keras.ops.cast(self.coupling.log_det(fx, before[0]), t.dtype) for t in log_det
+        ]
         return [*before[:2], *log_det, *before[2:], *rest]
 
     def _divide(self, carry: list) -> tuple[list, list, list]:

@@ -8,9 +8,16 @@ from typing import Any
 
 import keras
 
+from revkeras import backprop
 from revkeras.couplings import Coupling
+from revkeras.debugging import checks_enabled
 from revkeras.step import Layout
 from revkeras.streams import APART
+
+
+def log_det_dtype(dtype: str) -> str:
+    """The dtype of log-determinants beside streams of `dtype`: 16 bits are too few for a sum."""
+    return keras.backend.result_type(dtype, "float32")
 
 
 def lift(coupling: Coupling, layout: Layout, tensors: list, log_det: bool) -> tuple[list, Layout]:
@@ -20,9 +27,13 @@ def lift(coupling: Coupling, layout: Layout, tensors: list, log_det: bool) -> tu
         `(tensors, layout)`, and how these hold the carry.
     """
     n = layout.n_tensors
-    total = [keras.ops.zeros(keras.ops.shape(tensors[0])[:1], tensors[0].dtype)] * log_det
+    dtype = log_det_dtype(keras.backend.standardize_dtype(tensors[0].dtype))
+    total = [keras.ops.zeros(keras.ops.shape(tensors[0])[:1], dtype)] * log_det
     if coupling.exact:
         x0, x1, *kept = coupling.lift(layout.split(tensors))
+        if checks_enabled():
+            message = f"The input of a stack is beyond the range of {coupling.describe()[0]}"
+            x0, x1, *kept = backprop.require(kept[0] <= 0, message, [x0, x1, *kept])
         return [x0, x1, *total, *kept], APART
     behind = Layout(
         split=lambda tensors: [*layout.split(tensors[:n]), *tensors[n:]],

@@ -9,7 +9,8 @@ import keras
 class Inverse(keras.layers.Layer):
     """Undoes a `ReversibleSequential`, with the same weights.
 
-    `ReversibleSequential.as_inverse()` makes one.
+    `ReversibleSequential.as_inverse()` makes one. In a saved model it still shares
+    the weights of its stack; `keras.models.clone_model` gives it a stack of its own.
 
     Args:
         stack: A `ReversibleSequential`.
@@ -35,6 +36,7 @@ class Inverse(keras.layers.Layer):
         kwargs = {"dtype": stack.dtype_policy, **kwargs, "autocast": False}
         super().__init__(**kwargs)
         self.stack = stack
+        self.supports_masking = True
         self.supports_jit = False
         self._call_signature = stack._call_signature
 
@@ -43,6 +45,13 @@ class Inverse(keras.layers.Layer):
 
     def call(self, outputs: Any, **arguments: Any) -> Any:
         return self.stack.inverse(outputs, **arguments)
+
+    def inverse(self, inputs: Any, **arguments: Any) -> Any:
+        """Runs the stack forwards."""
+        return self.stack(inputs, **arguments)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        return self.stack.compute_mask(inputs, previous_mask)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "stack": keras.saving.serialize_keras_object(self.stack)}

@@ -1,7 +1,9 @@
 """One call in a stack of a layer with an inverse of its own, which acts on both streams."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -13,6 +15,17 @@ from revkeras.step import Layout, Step
 def is_invertible(layer: keras.layers.Layer) -> bool:
     """Whether the layer acts on both streams by itself, instead of through a coupling."""
     return callable(getattr(layer, "inverse", None)) and not getattr(layer, "is_block", False)
+
+
+def takes_training(layer: keras.layers.Layer) -> bool:
+    """Whether the layer's `inverse()` has an argument `training`."""
+    return "training" in inspect.signature(layer.inverse).parameters
+
+
+def invert(layer: keras.layers.Layer, outputs: Any, training: bool | None) -> Any:
+    """Calls the layer's `inverse()`."""
+    options = {"training": training} if takes_training(layer) else {}
+    return layer.inverse(outputs, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +69,9 @@ class InvertibleCall:
 
     def inverse_step(self, weights: Operands, state: Operands) -> tuple[Step, Callable]:
         """The call's inverse as a pure step."""
-        call = dataclasses.replace(self, training=False)
+        # A layer whose inverse is the same in training starts nothing on the way back.
+        training = self.training if takes_training(self.layer) else False
+        call = dataclasses.replace(self, training=training)
         return call._step(
             weights,
             state,
@@ -110,7 +125,7 @@ class InvertibleCall:
     def _take_in(self, carry: list, fx: list) -> list:
         n, log_det = self.layout.n_tensors, carry[2 : 2 + self.log_det]
         heads, latents, delta = fx[:n], fx[n : len(fx) - self.log_det], fx[len(fx) - self.log_det :]
-        log_det = [total + d for total, d in zip(log_det, delta, strict=True)]
+        log_det = [t + keras.ops.cast(d, t.dtype) for t, d in zip(log_det, delta, strict=True)]
         return [*self.layout.split(heads), *log_det, *carry[2 + self.log_det :], *latents]
 
     # And the other way.
@@ -121,12 +136,15 @@ class InvertibleCall:
     def _unapply(self, parts: list) -> list:
         n, k = self.layout.n_tensors, self.n_latents
         latents = [parts[n + i * k : n + (i + 1) * k] for i in range(n)]
-        whole = [self.layer.inverse((head, *z) if z else head) for head, z in zip(parts, latents)]
+        whole = [
+            invert(self.layer, (head, *z) if z else head, self.training)
+            for head, z in zip(parts, latents)
+        ]
         return [*whole, *self._log_det(whole)]
 
     def _give_back(self, carry: list, fx: list) -> list:
         n, log_det = self.layout.n_tensors, carry[2 : 2 + self.log_det]
-        log_det = [total - d for total, d in zip(log_det, fx[n:], strict=True)]
+        log_det = [t - keras.ops.cast(d, t.dtype) for t, d in zip(log_det, fx[n:], strict=True)]
         rest = carry[2 + self.log_det : len(carry) - self._n_leaving]
         return [*self.layout.split(fx[:n]), *log_det, *rest]
 

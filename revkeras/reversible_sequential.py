@@ -10,7 +10,7 @@ import keras
 from revkeras import backprop, couplings, streams
 from revkeras.block_call import BlockCall
 from revkeras.call_arguments import argument_names, merged_signature, required_arguments
-from revkeras.carry import lift, lower
+from revkeras.carry import lift, log_det_dtype, lower
 from revkeras.inverse import Inverse
 from revkeras.invertible_call import InvertibleCall, is_invertible
 from revkeras.memory_modes import MEMORY_MODES
@@ -22,6 +22,7 @@ from revkeras.stack_checks import (
     check_exact,
     check_layer_inverse,
     check_layers,
+    check_start,
     separate_latents,
     stream_dtype,
     warn_of_depth,
@@ -146,6 +147,7 @@ class ReversibleSequential(keras.layers.Layer):
             )
         resolved = couplings.resolve(coupling, coupling_forward, coupling_inverse)
         check_exact(resolved, layers)
+        check_start(resolved, split_axis)
         # No autocast: it would round the blocks' float32 weights on their way to the engine.
         super().__init__(dtype=stream_dtype(dtype), autocast=False, **kwargs)
         self.layers = list(layers)
@@ -158,7 +160,8 @@ class ReversibleSequential(keras.layers.Layer):
         self.supports_jit = False
         self.couplings = resolved
         if resolved[0].exact:
-            self.saturated = keras.metrics.Sum(name="saturated")
+            # Keras merges metrics of one name, and a second stack's would hide the first's.
+            self.saturated = keras.metrics.Sum(name=f"{self.name}_saturated")
         self.depth = sum(not is_invertible(layer) for layer in layers)  # in blocks
         # Keras refuses tensors and other values side by side in `**arguments`, so the
         # arguments that blocks take stand in the signature under their names.
@@ -172,12 +175,15 @@ class ReversibleSequential(keras.layers.Layer):
             with backprop.eager_scope():
                 for coupling in self.couplings[: self.depth]:
                     couplings.check_coupling(coupling, shape, self.compute_dtype)
-        warn_of_depth(self)
+        if self.memory_mode == "reversible":
+            warn_of_depth(self)
+        self.takes_pair = streams.is_pair(input_shape)
         start = self.couplings[0].start_shape(shape)
-        if start and self.split_axis is None and not streams.is_pair(input_shape):
+        if start and not self.takes_pair:
             self._start_weights = [self.add_weight(start, "zeros", name="start")]
         self._input_shape = input_shape
         plan = self._plan(input_shape)
+        self._n_latents = len(plan.latents)
         if self.check_inverse:
             with backprop.eager_scope():
                 for call, source in zip(plan.calls, plan.sources, strict=True):
@@ -219,7 +225,8 @@ class ReversibleSequential(keras.layers.Layer):
         )
         if saturated is not None:
             self.saturated.update_state(saturated)
-        outputs = streams.leave(tensors, inputs, self.couplings[-1].leave)
+        last = self.couplings[(self.depth - 1) % len(self.couplings)]
+        outputs = streams.leave(tensors, inputs, last.leave)
         latents, log_det = beside[return_log_det:], beside[:return_log_det]
         results = outputs, *latents, *extras, *log_det
         return results if len(results) > 1 else outputs
@@ -243,7 +250,7 @@ class ReversibleSequential(keras.layers.Layer):
                 blocks return beside their update.
             training: Boolean, whether the blocks act as in training. Defaults
                 to `False`.
-            mask: The mask of the inputs. Defaults to `None`.
+            mask: A mask for `outputs`, passed to the blocks. Defaults to `None`.
             return_log_det: Boolean, whether to return the log-determinant of the
                 inverse's Jacobian too. Defaults to `False`.
             **arguments: The further arguments of the call.
@@ -263,11 +270,23 @@ class ReversibleSequential(keras.layers.Layer):
         True
         """
         check_determined(self, training)
-        plan = self._plan(self._input_shape, [mask] * 2, training, arguments, return_log_det)
-        outputs, latents = separate_latents(self, outputs, len(plan.latents))
+        if self.memory_mode != "reversible":
+            warn_of_depth(self)
+        outputs, latents = separate_latents(self, outputs, self._n_latents)
+        outputs, latents = keras.tree.map_structure(
+            lambda x: x if keras.ops.is_tensor(x) else keras.ops.convert_to_tensor(x),
+            (outputs, latents),
+        )
+        masks = streams.stream_masks(outputs, mask, self.split_axis)
         tensors, layout = streams.enter(outputs, self.split_axis, self.compute_dtype, None)
+        latents = [keras.ops.cast(x, self.compute_dtype) for x in latents]
+        n_swaps = sum(self.couplings[i % len(self.couplings)].swaps for i in range(self.depth))
+        masks = masks[::-1] if n_swaps % 2 else masks
+        plan = self._plan(self._input_shape, masks, training, arguments, return_log_det)
         placed = self.couplings[0].at(0, self.depth)
         carry, carried = lift(placed, layout, tensors, return_log_det)
+        if placed.exact:
+            self.saturated.update_state(carry[2 + return_log_det])
         weights, state = Operands(), Operands()
         steps = [call.inverse_step(weights, state) for call in reversed(plan.calls)]
         carry, _ = self._run_steps(steps, carried, [*carry, *latents], weights, state, False)
@@ -323,7 +342,7 @@ class ReversibleSequential(keras.layers.Layer):
         check_call_arguments(self, arguments)
         cycle = itertools.cycle(self.couplings)
         apart = self.split_axis is None or streams.is_pair(input_shape)
-        return make_plan(
+        plan = make_plan(
             self.layers,
             [next(cycle).at(i, self.depth) for i in range(self.depth)],
             streams.stream_shape(input_shape, self.split_axis),
@@ -336,6 +355,13 @@ class ReversibleSequential(keras.layers.Layer):
             log_det=log_det,
             build=self._build_block,
         )
+        if plan.latents and self.couplings[0].exact:
+            raise ValueError(
+                f"ReversibleSequential '{self.name}' holds a layer that takes a part of the "
+                f"streams out, beside {type(self.couplings[0]).__name__}(exact=True), which needs "
+                "all of them. Use another coupling, or put the layer between two stacks."
+            )
+        return plan
 
     def _build_block(self, call: BlockCall, stream: keras.KerasTensor) -> None:
         """Builds the block if it is not built and its arguments are there."""
@@ -350,6 +376,11 @@ class ReversibleSequential(keras.layers.Layer):
                 return  # it may miss an argument that only a later call brings
             raise
         call.separate(outputs, stream)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        # One that need not fit what a layer made of the shape is dropped.
+        keep = all(x.supports_masking for x in self.layers if is_invertible(x))
+        return previous_mask if keep else None
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         inputs = keras.tree.map_shape_structure(keras.KerasTensor, input_shape)
@@ -377,7 +408,8 @@ class ReversibleSequential(keras.layers.Layer):
             if isinstance(call, BlockCall):
                 results = call.layer(source, **spec_of(call.arguments))
                 extras.extend(call.separate(results, source)[1])
-        log_det = [spec(shape[:1])] * return_log_det
+        log_det = [keras.KerasTensor(shape[:1], log_det_dtype(self.compute_dtype))]
+        log_det = log_det * return_log_det
         results = outputs, *map(spec, plan.latents), *extras, *log_det
         return results if len(results) > 1 else outputs
 

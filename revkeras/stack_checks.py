@@ -1,6 +1,5 @@
 """Is what a user gave a stack what it can take?"""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from revkeras.call_arguments import argument_names
 from revkeras.couplings import Coupling
-from revkeras.invertible_call import InvertibleCall, is_invertible
+from revkeras.invertible_call import InvertibleCall, invert, is_invertible
 
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
 
@@ -72,20 +71,30 @@ def check_exact(couplings: Sequence[Coupling], layers: Sequence[keras.layers.Lay
 
 
 def warn_of_depth(stack: Any) -> None:
-    """Warns if a coupling loses too many digits for the number of blocks."""
-    if stack.memory_mode != "reversible":
-        return
-    blocks = math.ceil(stack.depth / len(stack.couplings))
-    for coupling in stack.couplings:
-        limit = coupling.depth_limit(stack.compute_dtype)
-        if limit is not None and blocks > limit:
-            warnings.warn(
-                f"{type(coupling).__name__} loses digits in each block that it rebuilds: in "
-                f"{stack.compute_dtype} it holds up to about {limit} blocks, and "
-                f"ReversibleSequential '{stack.name}' has {blocks} with it, so gradients will be "
-                "wrong. Use fewer blocks, exact=True, dtype='float64', or "
-                "memory_mode='checkpoint'.",
-                stacklevel=4,
+    """Warns if couplings lose too many digits for the number of blocks."""
+    limits = [c.depth_limit(stack.compute_dtype) for c in stack.couplings]
+    in_turn = [limits[i % len(limits)] for i in range(stack.depth)]
+    used = sum(1 / limit for limit in in_turn if limit is not None)
+    if used > 1 + 1e-9:
+        losing = {type(c).__name__ for c, n in zip(stack.couplings, limits) if n is not None}
+        warnings.warn(
+            f"{', '.join(sorted(losing))} loses digits in each block that it rebuilds: in "
+            f"{stack.compute_dtype} it holds up to about {int(stack.depth / used + 1e-6)} blocks, "
+            f"and ReversibleSequential '{stack.name}' has {stack.depth} with it, so what is "
+            "rebuilt will be wrong, and gradients with it. Use fewer blocks, exact=True, "
+            "dtype='float64', or memory_mode='checkpoint'.",
+            stacklevel=4,
+        )
+
+
+def check_start(couplings: Sequence[Coupling], split_axis: int | None) -> None:
+    """Raises if a coupling would learn a start that the stack never takes."""
+    for index, coupling in enumerate(couplings):
+        if coupling.start_shape((None, 1)) and (index or split_axis is not None):
+            raise ValueError(
+                f"{type(coupling).__name__} learns how a stream starts, which only the first "
+                "coupling of a stack with `split_axis=None` does; received it as coupling "
+                f"{index} beside split_axis={split_axis}."
             )
 
 
@@ -95,26 +104,30 @@ def check_layer_inverse(call: InvertibleCall, source: keras.KerasTensor) -> None
     A wrong formula is told from rounding by a wide margin: what is passed here
     may still be too inexact for a deep stack.
     """
-    shape = [d or n for d, n in zip(source.shape, [1, *[4] * len(source.shape)])]
+    shape = [d or n for d, n in zip(source.shape, [2, *[4] * len(source.shape)])]
     x = np.random.default_rng(0).standard_normal(shape)
-    try:
-        # Keras would hand down the outer call's `training`, and ActNorm would start from these.
-        outputs = call.layer(keras.ops.convert_to_tensor(x, source.dtype), training=False)
-        found = call.layer.inverse(outputs)
-    except Exception:  # sizes that are not known may have to be others than four
-        if None in source.shape[1:]:
-            return
-        raise
-    found = keras.ops.convert_to_numpy(keras.ops.cast(found, "float64"))
-    error = np.max(np.abs(found - x), initial=0.0) if found.shape == x.shape else np.inf
-    tolerance = _TOLERANCE[source.dtype]
-    if not error <= tolerance * np.max(np.abs(x), initial=1.0):
-        raise ValueError(
-            f"{call.name} does not undo itself: inverse(call(x)), of shape {found.shape}, differs "
-            f"from x, of shape {x.shape}, by {error:.3g} on random values; expected at most about "
-            f"{tolerance:g}. Correct its `inverse()`, or pass `check_inverse=False` if it is right "
-            "and random values are outside its domain."
-        )
+    for training in False, True:
+        try:
+            # Nothing that the layer does here is to last: updates, losses, ActNorm's start.
+            with keras.StatelessScope(collect_losses=True):
+                tensor = keras.ops.convert_to_tensor(x, source.dtype)
+                found = invert(call.layer, call.layer(tensor, training=training), training)
+        except Exception:  # sizes that are not known may have to be others than four
+            if None in source.shape[1:]:
+                return
+            raise
+        found = keras.ops.convert_to_numpy(keras.ops.cast(found, "float64"))
+        error = np.max(np.abs(found - x), initial=0.0) if found.shape == x.shape else np.inf
+        tolerance = _TOLERANCE[source.dtype]
+        if not error <= tolerance * np.max(np.abs(x), initial=1.0):
+            raise ValueError(
+                f"{call.name} does not undo itself: with training={training}, inverse(call(x)), "
+                f"of shape {found.shape}, differs from x, of shape {x.shape}, by {error:.3g} on "
+                f"random values; expected at most about {tolerance:g}. Correct its `inverse()`, "
+                "which has to undo `call()` on the state that `call()` left, and gets `training` "
+                "if it names it; or pass `check_inverse=False` if it is right and random values "
+                "are outside its domain."
+            )
 
 
 def check_call_arguments(stack: Any, arguments: dict) -> None:
@@ -156,14 +169,25 @@ def separate_latents(stack: Any, outputs: Any, n: int) -> tuple[Any, list]:
     """The outputs without the tensors that left the stack on the way, and those."""
     this = f"`inverse()` of ReversibleSequential '{stack.name}'"
     latents = []
+    if any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(outputs)):
+        raise ValueError(
+            f"Invalid value for argument `outputs` of {this}: expected tensors, received symbolic "
+            "ones. In a functional model use the layer `as_inverse()`."
+        )
     if n:
         if not isinstance(outputs, (list, tuple)) or len(outputs) != 1 + n:
             raise ValueError(
                 f"Invalid value for argument `outputs` of {this}: expected what a call returns, a "
                 f"tuple of the output and {n} tensors that left the stack on the way; received "
-                f"{outputs!r}."
+                f"{keras.tree.map_structure(lambda x: tuple(getattr(x, 'shape', ())), outputs)}."
             )
         outputs, *latents = outputs
+    elif isinstance(outputs, (list, tuple)) and not (stack.takes_pair or stack.split_axis is None):
+        raise ValueError(
+            f"Invalid value for argument `outputs` of {this}: expected one tensor, received "
+            f"{len(outputs)}. Leave out the log-determinant and what blocks return beside their "
+            "update."
+        )
     if stack.split_axis is None and not isinstance(outputs, (list, tuple)):
         raise ValueError(
             f"Invalid value for argument `outputs` of {this}: one tensor does not determine two "

@@ -158,12 +158,24 @@ def test_the_depth_limit_is_where_gradients_turn_wrong():
     [
         (lambda: Momentum(0), "`beta`.*between 0 and 1.*beta=0"),
         (lambda: Momentum(1.0), "beta=1.0"),
+        (lambda: Momentum("0.9"), "`beta`.*'0.9'"),
+        (lambda: Leapfrog(None), "`step`.*None"),
+        (lambda: Affine(axis="x"), "`axis`.*integer.*'x'"),
+        (lambda: Affine(keras.ops.cos), "changes its sign between"),
+        (lambda: Affine(lambda s: s - 0.03), "changes its sign between s=0 and s=0.1"),
+        (
+            lambda: ReversibleSequential(tanh(4), coupling=Affine(axis=5)).build((1, 4)),
+            "Block 0 .*no axis 5",
+        ),
         (lambda: Affine("tanh"), "`scale`.*'exp', 'sigmoid'.*scale='tanh'"),
         (lambda: Affine(keras.ops.relu), "multiplied by zero.*stays away from zero"),
         (lambda: Leapfrog(0), "`step`.*positive.*step=0"),
         (lambda: ReversibleSequential(tanh(2), coupling="additiv"), "'additive'.*'additiv'"),
         (lambda: ReversibleSequential(tanh(2), coupling=[]), "empty list"),
-        (lambda: ReversibleSequential(tanh(2), coupling=Additive), "instance.*received <class"),
+        (
+            lambda: ReversibleSequential(tanh(2), coupling=Additive),
+            "instance.*received <class.*Did you mean `Additive",
+        ),
         (
             lambda: ReversibleSequential(tanh(2), abs, abs, coupling="additive"),
             "exclude each other",
@@ -177,6 +189,61 @@ def test_the_depth_limit_is_where_gradients_turn_wrong():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@keras.saving.register_keras_serializable("tests")
+def softplus(s):
+    return keras.ops.softplus(s) + 0.1
+
+
+def test_scale_function_is_saved(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((8,)), ReversibleSequential([L.Dense(8)], coupling=Affine(softplus))]
+    )
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded(normal(2, 8)), model(normal(2, 8)), rtol=1e-6)
+    with pytest.raises(ValueError, match="`scale`.*cannot be saved"):
+        Affine(lambda s: s**2 + 1).get_config()
+
+
+@pytest.mark.parametrize("scale", ["sigmoid", "exp"])
+def test_log_det_far_from_one(scale):
+    fx = keras.ops.zeros((1, 2)), keras.ops.full((1, 2), -120.0)
+    expected = 2 * (-120 + (np.log(2) if scale == "sigmoid" else 0))
+    np.testing.assert_allclose(Affine(scale).log_det(fx, fx[0]), [expected], rtol=1e-6)
+
+
+def test_depth_warning_counts_all_couplings():
+    couplings = [Momentum(0.9), "additive", Momentum(0.9)]
+    with pytest.warns(UserWarning, match="Momentum loses digits.*up to about 166 .*has 180"):
+        ReversibleSequential([L.ReLU()] * 180, coupling=couplings).build((1, 4))
+
+
+def test_inverse_beyond_the_depth_warns():
+    layer = ReversibleSequential([L.ReLU()] * 120, coupling="momentum", memory_mode="checkpoint")
+    y = layer(normal(1, 4))
+    with pytest.warns(UserWarning, match="loses digits"):
+        layer.inverse(y)
+
+
+def test_one_tensor_comes_from_the_coupling_that_acted_last():
+    x, blocks = normal(2, 4), tanh(4, 1)
+    alone = ReversibleSequential(blocks, coupling="momentum", split_axis=None)
+    listed = ReversibleSequential(blocks, coupling=["momentum", "additive"], split_axis=None)
+    np.testing.assert_array_equal(listed(x), alone(x))
+
+
+def test_coupling_class_that_changes_the_shape():
+    class Growing(Coupling):
+        def forward(self, x, fx):
+            return keras.ops.concatenate([x, fx], -1)
+
+        def inverse(self, y, fx):
+            return y[..., : fx.shape[-1]]
+
+    with pytest.raises(ValueError, match="`forward` of Growing must keep the stream's shape"):
+        ReversibleSequential(tanh(2), coupling=Growing()).build((1, 4))
 
 
 def test_coupling_class_that_is_no_inverse():

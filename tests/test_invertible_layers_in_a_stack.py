@@ -16,6 +16,7 @@ from revkeras.layers import (
     SpaceToDepth,
     Split,
 )
+from tests.blocks import Attention
 from tests.modes import assert_modes_agree, in_mode
 
 L = keras.layers
@@ -233,12 +234,83 @@ def test_exact_additive_takes_layers_that_rearrange():
     np.testing.assert_allclose(layer.inverse(layer(x)), x, atol=1e-6)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Training(L.Layer):
+    """Another function in training; its inverse knows."""
+
+    def call(self, inputs, training=None):
+        return inputs * (2.0 if training else 1.0)
+
+    def inverse(self, outputs, training=None):
+        return outputs / (2.0 if training else 1.0)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Counting(Doubling):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        self.count.assign(self.count + 1)
+        self.add_loss(keras.ops.mean(inputs))
+        return super().call(inputs)
+
+
+def test_inverse_that_depends_on_training():
+    layer = ReversibleSequential([dense(4), Training(), dense(4)])
+    assert_modes_agree(layer, normal(3, 8), training=True)
+    y = layer(normal(3, 8), training=True)
+    np.testing.assert_allclose(layer.inverse(y, training=True), normal(3, 8), atol=1e-5)
+
+
+def test_building_leaves_layers_as_they_are():
+    layer = ReversibleSequential([dense(4), Counting(), dense(4)])
+    layer.build((None, 8))
+    assert float(layer.layers[1].count) == 0
+    assert not layer.losses
+    assert_modes_agree(layer, normal(3, 8), training=True)
+
+
+def test_masks_do_not_pass_a_layer_that_changes_the_shape():
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32"),
+            L.Embedding(5, 8, mask_zero=True),
+            ReversibleSequential([dense(4), SpaceToDepth(), dense(8)]),
+            L.GRU(3),
+        ]
+    )
+    assert model(np.array([[1, 2, 0, 0]])).shape == (1, 3)
+
+
+def test_inverse_keeps_the_mask():
+    embedding, stack = L.Embedding(5, 8, mask_zero=True), ReversibleSequential([Attention(4)] * 2)
+    x = embedding(np.array([[1, 2, 0], [3, 4, 1]]))
+    y = stack(x)
+    np.testing.assert_allclose(stack.inverse(y), x, atol=1e-5)
+    np.testing.assert_allclose(stack.inverse(y.numpy(), mask=y._keras_mask), x, atol=1e-5)
+    np.testing.assert_array_equal(stack.as_inverse()(y)._keras_mask, y._keras_mask)
+
+
+def test_inverse_of_the_inverse():
+    stack = ReversibleSequential([dense(4), Reverse(), dense(4)])
+    x = normal(2, 8)
+    y = stack(x)
+    np.testing.assert_allclose(stack.as_inverse().inverse(x), y)
+
+
 class Dropping(L.Layer):
     def call(self, inputs):
         return inputs[..., :-1]
 
     def inverse(self, outputs):
         return keras.ops.pad(outputs, ((0, 0), (0, 1)))
+
+
+class OnlyInTraining(Doubling):
+    def call(self, inputs, training=None):
+        return inputs * (3 if training else 2)
 
 
 class Halving(Doubling):
@@ -252,6 +324,32 @@ class Halving(Doubling):
         (
             lambda: ReversibleSequential([dense(4), Halving()])(normal(2, 8)),
             "Block 1 .*Halving.*does not undo itself.*differs",
+        ),
+        (
+            lambda: ReversibleSequential([dense(4), OnlyInTraining()])(normal(2, 8)),
+            "Block 1 .*OnlyInTraining.*does not undo itself: with training=True",
+        ),
+        (
+            lambda: ReversibleSequential([dense(4), Split()], coupling=Additive(exact=True))(
+                normal(2, 8)
+            ),
+            r"takes a part of the streams out, beside Additive\(exact=True\)",
+        ),
+        (
+            lambda: _called([dense(4)], normal(2, 8)).inverse((normal(2, 8), normal(2))),
+            "expected one tensor, received 2. Leave out the log-determinant",
+        ),
+        (
+            lambda: _called([dense(4)], normal(2, 8)).inverse(keras.Input((8,))),
+            "received symbolic.*`as_inverse",
+        ),
+        (
+            lambda: ReversibleSequential([dense(4)], coupling=Momentum(initial_velocity="learned")),
+            "learns how a stream starts.*split_axis=-1",
+        ),
+        (
+            lambda: ReversibleSequential([L.Dense(3)])(normal(2, 8)),
+            r"received \(2, 3\). \(A layer that changes it has to define `inverse\(\)`",
         ),
         (
             lambda: ReversibleSequential([Doubling()], coupling=Additive(exact=True)),

@@ -1,5 +1,6 @@
 """Watches the rebuild while a model trains."""
 
+import numbers
 import operator
 import warnings
 from typing import Any
@@ -68,7 +69,7 @@ class ReconstructionMonitor(keras.callbacks.Callback):
                 "Invalid value for argument `every`: expected a positive integer, received "
                 f"every={every!r}."
             )
-        if isinstance(tolerance, (bool, str)) or not tolerance > 0:
+        if not isinstance(tolerance, numbers.Real) or not tolerance > 0:
             raise ValueError(
                 "Invalid value for argument `tolerance`: expected a positive number, received "
                 f"tolerance={tolerance!r}."

@@ -19,12 +19,16 @@ class Additive(Coupling):
     of the layer as before. It costs 64 bits for each element of the two streams,
     once and not in every block.
 
-    The grid has an end. An input beyond `2**19` (524,288), and in a stack of
+    The grid has an end. An input beyond `2**20` (1,048,576), and in a stack of
     `depth` blocks an update beyond `2**19 / (depth + 1)`, is clipped to it, and
-    what is not a number becomes zero. The inverse is exact there too, but the
+    what is not a number becomes zero. The rebuild is exact there too, but the
     gradient of such elements is zero. Saturated elements are counted and
-    reported by the layer as the metric `saturated`; with the checks of
+    reported by the layer as its metric `<name>_saturated`; with the checks of
     `revkeras.debugging` enabled they are an error.
+
+    What the stack returns has the dtype of the layer, so `inverse()`, which
+    starts from it, is exact only up to that rounding. It takes what inputs up to
+    `2**19` lead to.
 
     Args:
         exact: Boolean, whether the inverse is exact bit by bit. Defaults to
@@ -72,7 +76,7 @@ class Additive(Coupling):
         return fixed_point.located(self, index, depth) if self.exact else self
 
     def lift(self, streams: list) -> list:
-        return fixed_point.lift(streams, [fixed_point.RANGE] * 2) if self.exact else streams
+        return fixed_point.lift(streams, [2 * fixed_point.RANGE] * 2) if self.exact else streams
 
     def lower(self, carry: list, dtype: str) -> tuple[list, Any]:
         return fixed_point.lower(carry, dtype) if self.exact else super().lower(carry, dtype)

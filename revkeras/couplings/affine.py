@@ -1,5 +1,6 @@
 """The coupling of normalizing flows."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +8,16 @@ import keras
 import numpy as np
 
 from revkeras.couplings.coupling import Coupling
+from revkeras.couplings.functions import serialize
 from revkeras.streams import same_shape
 
+# Each with its logarithm, which would be that of a rounded zero far from `s = 0`.
 SCALES = {
-    "sigmoid": lambda s: 2 * keras.ops.sigmoid(s),
-    "exp": keras.ops.exp,
+    "sigmoid": (
+        lambda s: 2 * keras.ops.sigmoid(s),
+        lambda s: math.log(2) + keras.ops.log_sigmoid(s),
+    ),
+    "exp": (keras.ops.exp, lambda s: s),
 }
 
 
@@ -54,9 +60,17 @@ class Affine(Coupling):
                 f"Invalid value for argument `scale`: expected one of {sorted(SCALES)} or a "
                 f"function of a tensor, received scale={scale!r}."
             )
+        if isinstance(axis, bool) or not isinstance(axis, int):
+            raise ValueError(
+                f"Invalid value for argument `axis`: expected an integer, received axis={axis!r}."
+            )
         self.scale = scale
         self.axis = axis
-        self._scale = SCALES.get(scale, scale) if isinstance(scale, str) else scale
+        self._scale, self._log_scale = (
+            (scale, lambda s: keras.ops.log(keras.ops.abs(scale(s))))
+            if callable(scale)
+            else SCALES[scale]
+        )
         self._refuse_zero_scale()
 
     def forward(self, x: Any, fx: Any) -> Any:
@@ -68,7 +82,9 @@ class Affine(Coupling):
         return (y - shift) / self._scale(s)
 
     def log_det(self, fx: Any, stream: Any) -> Any:
-        log_scale = keras.ops.log(keras.ops.abs(self._scale(fx[1])))
+        s = fx[1]
+        dtype = keras.backend.result_type(s.dtype, "float32")
+        log_scale = self._log_scale(keras.ops.cast(s, dtype))
         return keras.ops.sum(log_scale, axis=tuple(range(1, len(log_scale.shape))))
 
     def separate(self, outputs: Any, stream: Any) -> tuple[Any, list]:
@@ -76,7 +92,12 @@ class Affine(Coupling):
         if len(outputs) > 1 and all(same_shape(o.shape, stream.shape) for o in outputs[:2]):
             return tuple(outputs[:2]), outputs[2:]
         expected = list(stream.shape)
-        expected[self.axis] *= 2
+        if not -len(expected) < self.axis < len(expected):
+            raise ValueError(
+                f"stands on a stream of shape {tuple(expected)}, which has no axis {self.axis} "
+                "for the affine coupling"
+            )
+        expected[self.axis] = expected[self.axis] and 2 * expected[self.axis]
         if not same_shape(outputs[0].shape, expected):
             raise ValueError(
                 "must return a shift and a scale for the affine coupling: expected one tensor of "
@@ -86,11 +107,28 @@ class Affine(Coupling):
         return tuple(keras.ops.split(outputs[0], 2, axis=self.axis)), outputs[1:]
 
     def get_config(self) -> dict:
-        return {"scale": self.scale, "axis": self.axis}
+        scale = serialize(self.scale, "scale") if callable(self.scale) else self.scale
+        return {"scale": scale, "axis": self.axis}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Affine":
+        scale = config["scale"]
+        if not isinstance(scale, str):
+            scale = keras.saving.deserialize_keras_object(scale)
+        return cls(**{**config, "scale": scale})
 
     def _refuse_zero_scale(self) -> None:
         s = np.linspace(-10, 10, 201).astype("float32")
-        values = np.abs(keras.ops.convert_to_numpy(self._scale(keras.ops.convert_to_tensor(s))))
+        signed = keras.ops.convert_to_numpy(self._scale(keras.ops.convert_to_tensor(s)))
+        values = np.abs(signed)
+        crossed = np.flatnonzero(np.diff(np.sign(signed)))
+        if crossed.size:
+            raise ValueError(
+                "Invalid value for argument `scale`: a stream multiplied by zero cannot be "
+                f"rebuilt, and scale(s) changes its sign between s={s[crossed[0]]:.3g} and "
+                f"s={s[crossed[0] + 1]:.3g}. Expected a function that stays away from zero, such "
+                "as 'sigmoid' or 'exp'."
+            )
         if not values.min() > 1e-6:
             raise ValueError(
                 "Invalid value for argument `scale`: a stream multiplied by zero cannot be "

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from revkeras.couplings.coupling import Coupling
+from revkeras.streams import same_shape
 
 TOLERANCE = {"float64": 1e-8, "float32": 2e-5, "float16": 0.05, "bfloat16": 0.2}
 
@@ -51,6 +52,12 @@ def _round_trip(coupling: Coupling, values: np.ndarray, dtype: str) -> tuple[flo
     fx = fx[0] if len(fx) == 1 else tuple(fx)
     coupling = coupling.at(0, 1)
     outputs = coupling.couple(coupling.lift([x0, x1]), fx)
+    for y in outputs[:2]:
+        if not same_shape(y.shape, x0.shape):
+            raise ValueError(
+                f"{coupling.describe()[0]} must keep the stream's shape: expected "
+                f"{tuple(x0.shape)}, received {tuple(y.shape)}."
+            )
     inputs, _ = coupling.lower(coupling.uncouple(outputs, fx), dtype)
     rebuilt = [*inputs, coupling.source(outputs)]
     pairs = zip(map(_float64, rebuilt), map(_float64, (x0, x1, x1)), strict=True)

@@ -64,7 +64,7 @@ class Coupling:
         if not same_shape(fx.shape, stream.shape):
             raise ValueError(
                 f"must keep the shape of its stream: expected {tuple(stream.shape)}, received "
-                f"{tuple(fx.shape)}"
+                f"{tuple(fx.shape)}. (A layer that changes it has to define `inverse()`)"
             )
         return fx, extras
 
@@ -76,8 +76,8 @@ class Coupling:
             stream: The stream before it took in `fx`.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} does not define `log_det(fx, stream)`, which "
-            "`return_log_det=True` asks for."
+            f"{self.describe()[0]} comes without `log_det(fx, stream)`, which "
+            "`return_log_det=True` asks for. Write a `revkeras.couplings.Coupling` that defines it."
         )
 
     def at(self, index: int, depth: int) -> "Coupling":

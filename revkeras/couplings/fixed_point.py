@@ -22,7 +22,8 @@ def update_range(depth: int) -> float:
     """How large an update, or a velocity, may be in a stack of `depth` blocks.
 
     With it, a stream that starts within `RANGE` stays within `2 * RANGE`, which
-    is 2**52 units, and a velocity within about `RANGE / 2`, which is 2**50.
+    is 2**52 units, one that starts there within 1.5 * 2**52, and a velocity within
+    about `RANGE / 2`, which is 2**50.
     """
     # A velocity is a mean of updates, to which rounding adds less than 2 units a block. That
     # makes at most depth * (depth + 1) units in the stream, which the `+ 1` leaves room for up

@@ -1,5 +1,6 @@
 """The coupling of second-order networks."""
 
+import numbers
 from typing import Any
 
 import keras
@@ -31,7 +32,7 @@ class Leapfrog(Coupling):
     """
 
     def __init__(self, step: float = 1.0):
-        if not step > 0:
+        if not isinstance(step, numbers.Real) or not step > 0:
             raise ValueError(
                 "Invalid value for argument `step`: expected a positive number, received "
                 f"step={step!r}."

@@ -2,6 +2,7 @@
 
 import fractions
 import math
+import numbers
 from typing import Any
 
 import keras
@@ -52,8 +53,9 @@ class Momentum(Coupling):
     `depth` blocks an initial velocity or a block's output beyond
     `2**19 / (depth + 1)`, is clipped to it, and what is not a number becomes
     zero. The inverse is exact there too, but the gradient of such elements is
-    zero. Saturated elements are counted and reported by the layer as the metric
-    `saturated`; with the checks of `revkeras.debugging` enabled they are an error.
+    zero. Saturated elements are counted and reported by the layer as its metric
+    `<name>_saturated`; with the checks of `revkeras.debugging` enabled they are an
+    error. The buffers stay inside the stack, so `inverse()` is refused.
 
     Args:
         beta: Float between 0 and 1, what is kept of the velocity. Defaults to
@@ -84,7 +86,7 @@ class Momentum(Coupling):
     index, depth = 0, 1
 
     def __init__(self, beta: float = 0.9, exact: bool = False, initial_velocity: str = "zeros"):
-        if not 0 < beta < 1:
+        if not isinstance(beta, numbers.Real) or not 0 < beta < 1:
             raise ValueError(
                 "Invalid value for argument `beta`: expected a number between 0 and 1, both "
                 f"excluded; received beta={beta!r}."

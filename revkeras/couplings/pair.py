@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from revkeras.couplings.coupling import Coupling
+from revkeras.couplings.functions import name_of, serialize
 from revkeras.streams import same_shape
 
 
@@ -31,11 +32,12 @@ class Pair(Coupling):
         return x
 
     def describe(self) -> tuple[str, str]:
-        forward, inverse = map(_name_of, self.functions)
+        forward, inverse = map(name_of, self.functions)
         return f"`coupling_forward` ({forward})", f"`coupling_inverse` ({inverse})"
 
     def get_config(self) -> dict:
-        forward, inverse = map(_serialize, self.functions)
+        names = "coupling_forward", "coupling_inverse"
+        forward, inverse = map(serialize, self.functions, names)
         return {"forward": forward, "inverse": inverse}
 
     @classmethod
@@ -80,24 +82,9 @@ def _refuse_changed_stream(argument: str, function: Callable, y: Any, x: Any) ->
     found, expected = [(tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in (y, x)]
     if found[1] != expected[1] or not same_shape(found[0], expected[0]):
         raise ValueError(
-            f"`{argument}` ({_name_of(function)}) must keep the stream's shape and dtype: "
+            f"`{argument}` ({name_of(function)}) must keep the stream's shape and dtype: "
             f"expected {expected[0]} {expected[1]}, received {found[0]} {found[1]}."
         )
-
-
-def _serialize(function: Callable) -> Any:
-    """A lambda has no name to be found by, so it is refused."""
-    if _name_of(function) == "<lambda>":
-        raise ValueError(
-            "A coupling that is a lambda cannot be saved: nothing names it when the model "
-            "is loaded. Write it as a function and register it with "
-            "`@keras.saving.register_keras_serializable(package='my_package')`."
-        )
-    return keras.saving.serialize_keras_object(function)
-
-
-def _name_of(function: Callable) -> str:
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def _as_list(value: Any) -> list:

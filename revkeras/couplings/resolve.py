@@ -37,7 +37,8 @@ def _one(coupling: Any) -> Coupling:
         return Additive()
     if isinstance(coupling, str) and coupling in NAMES:
         return NAMES[coupling]()
+    hint = f" Did you mean `{coupling.__name__}()`?" if isinstance(coupling, type) else ""
     raise ValueError(
         f"Invalid value for argument `coupling`: expected one of {sorted(NAMES)}, an instance of "
-        f"`revkeras.couplings.Coupling`, or a list of them; received {coupling!r}."
+        f"`revkeras.couplings.Coupling`, or a list of them; received {coupling!r}.{hint}"
     )

@@ -20,7 +20,8 @@ class ActNorm(Invertible):
     `mean` and `log_std` are taken from the first batch that comes with
     `training=True`, and then stay; no gradient goes through them. `log_scale` and
     `bias` are trained and start at zero. Before that first batch the layer is
-    the identity.
+    the identity. In a stack whose input is given as two tensors, that batch is
+    the first stream's.
 
     The arithmetic is in float32 at least; outputs have the dtype of the inputs.
 

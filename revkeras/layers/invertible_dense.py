@@ -21,8 +21,9 @@ class InvertibleDense(Invertible):
 
     where `P` is a fixed permutation, `L` lower triangular with ones on its
     diagonal, and `U` strictly upper triangular. `sign` is fixed, and `L`, `U` and
-    `log_scale` are trained. No values of theirs make `W` singular, and its log
-    determinant is `sum(log_scale)`. It starts as a random rotation.
+    `log_scale` are trained. `W` has an inverse whatever their values, if one that
+    rounding spoils where `log_scale` is far below zero, and its log determinant
+    is `sum(log_scale)`. It starts as a random rotation.
 
     The matrix is made and inverted in float32 at least, and so is the product;
     outputs have the dtype of the inputs.

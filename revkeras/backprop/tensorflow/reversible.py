@@ -84,7 +84,7 @@ def _rebuild_and_differentiate(step: Step, block: Callable) -> Callable:
         inputs = step.uncouple(outputs, same_fx, source)
         if checks_enabled():
             message = f"The input of {step.name} was rebuilt with values that are not finite"
-            inputs = [tf.debugging.check_numerics(x, message) for x in inputs]
+            inputs = _checked(inputs, message)
         with tf.GradientTape(persistent=True) as coupling_tape:
             coupling_tape.watch([inputs, fx])
             again, source_again = step.couple(inputs, fx), step.source(inputs)
@@ -100,4 +100,11 @@ def _rebuild_and_differentiate(step: Step, block: Callable) -> Callable:
 
 
 def _run_in_turn(step: Step, carry: list, weights: list, state: list) -> tuple:
-    return run_step(step, carry, weights, after(carry, state))
+    carry, sides, updates = run_step(step, carry, weights, after(carry, state))
+    if checks_enabled():
+        carry = _checked(carry, f"{step.name} left values that are not finite")
+    return carry, sides, updates
+
+
+def _checked(carry: list, message: str) -> list:
+    return [tf.debugging.check_numerics(x, message) for x in carry]
