@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT := out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench exactness clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/language_model.py --out $(OUT)
@@ -19,6 +19,9 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/activation_memory.py --out $(OUT)
+
+exactness: $(VENV)/installed
+	$(BIN)/python benchmarks/exactness.py --out $(OUT)
 
 $(VENV)/installed: requirements-dev.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -62,3 +63,15 @@ def test_language_model_trains_alone(tmp_path):
     )
     assert json.loads((tmp_path / "language_model.json").read_text())["costs"] == {}
     assert not (tmp_path / "language_model.png").exists()
+
+
+def test_normalizing_flow_trains_inverts_and_draws(tmp_path):
+    from examples.normalizing_flow import load, main, to_logits
+
+    size = ["--depth", "2", "--width", "16", "--epochs", "6", "--out", str(tmp_path)]
+    losses, rows, flow = main(size)
+    assert losses[-1] < losses[0] - 5
+    assert rows["flow"] < rows["Gaussian on pixels"] - 5
+    logits, _ = to_logits(load()[1] + 0.5)
+    np.testing.assert_allclose(flow.stack.inverse(flow.stack(logits)), logits, atol=1e-3)
+    assert (tmp_path / "digits.png").stat().st_size > 1000
