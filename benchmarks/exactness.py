@@ -479,30 +479,37 @@ def measure_block_bits(configuration):
     return figures
 
 
-def bottleneck(channels):
+def bottleneck(channels, scale):
+    last = keras.initializers.VarianceScaling(scale, "fan_avg", "uniform")
     layers = []
-    for size in channels // 4, channels // 4, channels:
+    for size, kernel in (
+        (channels // 4, "glorot_uniform"),
+        (channels // 4, "glorot_uniform"),
+        (channels, last),
+    ):
         layers += [L.BatchNormalization(momentum=0.5), L.ReLU()]
-        layers.append(L.Conv2D(size, 3, padding="same", use_bias=False))
+        layers.append(L.Conv2D(size, 3, padding="same", use_bias=False, kernel_initializer=kernel))
     return keras.Sequential(layers)
 
 
-def make_irevnet(stages, channels=3):
+def make_irevnet(stages, configuration, channels=3):
     """The bijective i-RevNet, as two layers: the first downsampling, and the stack.
 
     An image has an odd number of channels, so it is rearranged before it is two streams.
     """
     layers, channels = [], 4 * channels
+    scale = 1 / configuration.blocks if configuration.scaled else 1.0
     for blocks in stages:
         channels *= 4
-        layers += [SpaceToDepth(), *(bottleneck(channels // 2) for _ in range(blocks))]
-    return SpaceToDepth(), revkeras.ReversibleSequential(layers)
+        layers.append(SpaceToDepth(dtype=configuration.streams))
+        layers += [bottleneck(channels // 2, scale) for _ in range(blocks)]
+    return SpaceToDepth(), revkeras.ReversibleSequential(layers, dtype=configuration.streams)
 
 
 def measure_irevnet(configuration, size=64, batch=4):
     keras.utils.set_random_seed(0)
     stages = STAGES if configuration.blocks == sum(STAGES) else QUICK_STAGES
-    first, stack = make_irevnet(stages)
+    first, stack = make_irevnet(stages, configuration)
     images = np.random.default_rng(0).random((batch, size, size, 3), "float32")
     figures = []
     for training in True, False:
@@ -576,7 +583,11 @@ def configurations(cases, quick):
             c("affine", "affine, exp", depth(48, 8), streams=streams, graph=True, onednn=True)
             for streams in ("float32", "float64")
         ),
-        c("irevnet", "additive", sum(QUICK_STAGES if quick else STAGES), kind="i-RevNet"),
+        *(
+            c("irevnet", "additive", stages, kind="i-RevNet", scaled=scaled, streams=streams)
+            for stages in (sum(QUICK_STAGES if quick else STAGES),)
+            for scaled, streams in ((True, "float32"), (False, "float32"), (False, "float64"))
+        ),
         c("additive-exact", "additive, exact", depth(300, 30)),
         c("additive-exact", "additive, exact", depth(100, 10), kind="convolutional"),
         *(

@@ -22,6 +22,7 @@ from revkeras.stack_checks import (
     check_exact,
     check_layer_inverse,
     check_layers,
+    check_required,
     check_start,
     separate_latents,
     stream_dtype,
@@ -187,7 +188,9 @@ class ReversibleSequential(keras.layers.Layer):
         if self.check_inverse:
             with backprop.eager_scope():
                 for call, source in zip(plan.calls, plan.sources, strict=True):
-                    if isinstance(call, InvertibleCall):
+                    if isinstance(call, InvertibleCall) and backprop.are_initialized(
+                        call.layer.variables
+                    ):
                         check_layer_inverse(call, source)
         self.input_spec = streams.input_spec(input_shape, self.split_axis)
         self.built = True
@@ -208,6 +211,7 @@ class ReversibleSequential(keras.layers.Layer):
             arguments,
             return_log_det,
         )
+        check_required(plan.calls)
         placed = self.couplings[0].at(0, self.depth)
         carry, carried = lift(placed, layout, tensors, return_log_det)
         if self.memory_mode == "none":
@@ -398,6 +402,7 @@ class ReversibleSequential(keras.layers.Layer):
         shapes = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
         masks = streams.stream_masks(inputs, mask, self.split_axis)
         plan = self._plan(shapes, masks, training, arguments, return_log_det)
+        check_required(plan.calls)
         spec = functools.partial(keras.KerasTensor, dtype=self.compute_dtype)
         single = not isinstance(inputs, (list, tuple)) and self.split_axis is not None
         layout = streams.halves(self.split_axis) if single else streams.APART

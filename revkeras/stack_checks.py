@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from revkeras.call_arguments import argument_names
+from revkeras.block_call import BlockCall
+from revkeras.call_arguments import argument_names, required_arguments
 from revkeras.couplings import Coupling
 from revkeras.invertible_call import InvertibleCall, invert, is_invertible
 
@@ -142,6 +143,19 @@ def check_call_arguments(stack: Any, arguments: dict) -> None:
         )
 
 
+def check_required(calls: list) -> None:
+    """Raises if a block lacks an argument that it cannot do without."""
+    for call in calls:
+        if isinstance(call, BlockCall):
+            missing = required_arguments(call.layer) - set(call.arguments)
+            if missing:
+                raise TypeError(
+                    f"{call.name} takes {sorted(missing)} beside its stream in `call()`, and got "
+                    "nothing for it. Pass it to the stack by keyword, or wrap the block in a layer "
+                    "of one input."
+                )
+
+
 def check_determined(stack: Any, training: bool | None) -> None:
     """Raises if a stack's outputs do not determine its inputs."""
     this = f"ReversibleSequential '{stack.name}'"
@@ -191,7 +205,7 @@ def separate_latents(stack: Any, outputs: Any, n: int) -> tuple[Any, list]:
     if stack.split_axis is None and not isinstance(outputs, (list, tuple)):
         raise ValueError(
             f"Invalid value for argument `outputs` of {this}: one tensor does not determine two "
-            "streams where `split_axis` is None. Give the stack a list or tuple of two tensors, "
-            "and its inverse the two that it returns."
+            "streams where `split_axis` is None. Build a stack on a list or tuple of two tensors, "
+            "and give its inverse the two that it returns."
         )
     return outputs, list(latents)

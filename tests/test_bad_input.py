@@ -259,3 +259,9 @@ class TestWhatCannotBeReplayed:
 def test_checkpoint_of_no_layer():
     with pytest.raises(TypeError, match="`layer`: expected a Keras layer, received layer=3"):
         revkeras.Checkpoint(3)
+
+
+def test_block_that_misses_an_argument():
+    layer = ReversibleSequential([L.MultiHeadAttention(2, 4)])
+    with pytest.raises(TypeError, match="Block 0 .*MultiHeadAttention.*takes .'value'.*keyword"):
+        layer(np.ones((2, 6, 8), "float32"))

@@ -205,6 +205,21 @@ def test_act_norm_starts_inside_an_outer_layer_that_trains():
     np.testing.assert_allclose(outer.stack.layers[0].mean, x.mean(0), rtol=1e-4)
 
 
+def test_built_while_a_graph_is_traced():
+    class Outer(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.stack = ReversibleSequential([ActNorm(), dense(4), InvertibleDense(), dense(4)])
+
+        def call(self, inputs, training=None):
+            return self.stack(inputs, training=training)
+
+    model, x = Outer(), normal(64, 8)
+    model.compile("sgd", "mse")
+    model.build((None, 8))  # of a subclass, this builds nothing
+    assert np.isfinite(model.fit(x, x, verbose=0).history["loss"][0])
+
+
 def test_second_derivative():
     layers, shape = STACKS["vector"]
     built = ReversibleSequential(layers())

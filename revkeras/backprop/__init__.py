@@ -4,6 +4,7 @@ import keras
 
 if keras.backend.backend() == "tensorflow":
     from revkeras.backprop.tensorflow import (
+        are_initialized,
         checkpoint,
         eager_scope,
         gradient_tape,
@@ -19,4 +20,12 @@ else:
         "environment before Keras is imported."
     )
 
-__all__ = ["checkpoint", "eager_scope", "gradient_tape", "require", "reversible", "snapshot"]
+__all__ = [
+    "are_initialized",
+    "checkpoint",
+    "eager_scope",
+    "gradient_tape",
+    "require",
+    "reversible",
+    "snapshot",
+]

@@ -119,8 +119,8 @@ class ReconstructionMonitor(keras.callbacks.Callback):
                 trace.steps[first].name,
                 f"rebuilds its input with a relative error of {errors[first]:.2g} (tolerance "
                 f"{self.tolerance:.2g}), the first on the way back from the output, so with "
-                "memory_mode='reversible' its gradients and those of all blocks before it are "
-                "wrong",
+                "memory_mode='reversible' its gradients and those of all blocks before it may be "
+                "wrong; `revkeras.gradient_drift` tells by how much",
             )
         return max(errors.values())
 

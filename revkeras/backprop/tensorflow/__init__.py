@@ -1,8 +1,16 @@
 """The gradient engine on TensorFlow."""
 
 from revkeras.backprop.tensorflow.checkpoint import checkpoint
-from revkeras.backprop.tensorflow.graph import eager_scope, require, snapshot
+from revkeras.backprop.tensorflow.graph import are_initialized, eager_scope, require, snapshot
 from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
 
-__all__ = ["checkpoint", "eager_scope", "gradient_tape", "require", "reversible", "snapshot"]
+__all__ = [
+    "are_initialized",
+    "checkpoint",
+    "eager_scope",
+    "gradient_tape",
+    "require",
+    "reversible",
+    "snapshot",
+]

@@ -17,6 +17,14 @@ def snapshot(variables: Sequence) -> list[tf.Tensor]:
     return [tf.identity(v.value) for v in variables]
 
 
+def are_initialized(variables: Sequence) -> bool:
+    """Whether all variables have values; those made while a graph is traced get them later."""
+    with tf.init_scope():
+        return all(
+            bool(v.value.is_initialized()) for v in variables if isinstance(v.value, tf.Variable)
+        )
+
+
 def require(condition: tf.Tensor, message: str, tensors: list) -> list:
     """`tensors`, once `condition` is found to be true; else an error when the graph runs."""
     with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
