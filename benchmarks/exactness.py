@@ -506,6 +506,10 @@ def make_irevnet(stages, configuration, channels=3):
     return SpaceToDepth(), revkeras.ReversibleSequential(layers, dtype=configuration.streams)
 
 
+def pixel_error(found, images):
+    return float(np.max(np.abs(found - images)) / (np.max(images) - np.min(images)))
+
+
 def measure_irevnet(configuration, size=64, batch=4):
     keras.utils.set_random_seed(0)
     stages = STAGES if configuration.blocks == sum(STAGES) else QUICK_STAGES
@@ -516,11 +520,15 @@ def measure_irevnet(configuration, size=64, batch=4):
         for _ in range(1 if training else 8):  # until the statistics are those of the batch
             features = stack(first(images), training=True)
         features = stack(first(images), training=training)
-        rebuilt = first.inverse(stack.inverse(features, training=training))
-        error = np.max(np.abs(rebuilt - images)) / (np.max(images) - np.min(images))
         when = "batch statistics" if training else "moving statistics"
         name = f"largest pixel error of the range, {when}"
-        figures.append(Figure(name, float(error), below=1e-3))
+        rebuilt = first.inverse(stack.inverse(features, training=training))
+        figures.append(Figure(name, pixel_error(rebuilt, images), below=1e-3))
+        if configuration.streams == "float64":  # how much of it is the network's own condition
+            features = tf.cast(tf.cast(features, "float32"), "float64")
+            rebuilt = first.inverse(stack.inverse(features, training=training))
+            name = f"{name}, from features rounded to float32"
+            figures.append(Figure(name, pixel_error(rebuilt, images)))
     shapes = " to ".join(str(tuple(x.shape[1:])) for x in (images, features))
     sizes = f"{shapes}, {stack.count_params() / 1e6:.0f} million weights"
     return [*figures, Figure("network", sizes)]

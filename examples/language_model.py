@@ -235,7 +235,7 @@ def parse_arguments(argv):
     parser.add_argument("--heads", type=int, default=2, help="attention heads of a block")
     parser.add_argument("--sequence", type=int, default=128, help="bytes in a window")
     parser.add_argument("--batch", type=int, default=16, help="windows in a batch")
-    parser.add_argument("--steps", type=int, default=240, help="training steps")
+    parser.add_argument("--steps", type=int, default=160, help="training steps")
     parser.add_argument("--epochs", type=int, default=4, help="parts the steps are taken in")
     parser.add_argument("--megabytes", type=float, default=5, help="size of the corpus, at most")
     parser.add_argument("--prompt", default="def ", help="what the sample goes on from")
