@@ -20,11 +20,11 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+import fresh_process
 
 KINDS = ("dense", "convolutional")
 CONTESTANTS = ("reversible", "checkpoint", "keras.remat", "none")
@@ -153,19 +153,7 @@ def measure(configuration):
 
 
 def measure_in_fresh_process(configuration):
-    arguments = ["--measure", json.dumps(dataclasses.asdict(configuration))]
-    process = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-    )
-    if process.returncode:
-        raise RuntimeError(f"{configuration} failed:\n{process.stderr[-4000:]}")
-    return measurement_from(json.loads(process.stdout.splitlines()[-1]))
-
-
-def measurement_from(values):
+    values = fresh_process.measure(__file__, configuration, ENVIRONMENT)
     return Measurement(**{**values, "configuration": Configuration(**values["configuration"])})
 
 

@@ -27,13 +27,11 @@ import copy
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
 
+import fresh_process
 import keras
 import numpy as np
 import tensorflow as tf
@@ -618,21 +616,12 @@ def measure(configuration):
 
 
 def measure_in_fresh_process(configuration):
-    arguments = ["--measure", json.dumps(dataclasses.asdict(configuration))]
     environment = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "TF_ENABLE_ONEDNN_OPTS": str(int(configuration.onednn)),
     }
     begin = time.perf_counter()
-    process = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    if process.returncode:
-        raise RuntimeError(f"{configuration} failed:\n{process.stderr[-4000:]}")
-    m = measurement_from(json.loads(process.stdout.splitlines()[-1]))
+    m = measurement_from(fresh_process.measure(__file__, configuration, environment))
     return dataclasses.replace(m, seconds=time.perf_counter() - begin)
 
 

@@ -96,10 +96,7 @@ def train(flow, digits, epochs, batch):
         schedule, global_clipnorm=50.0, use_ema=True, ema_momentum=0.99
     )
     flow.compile(optimizer)
-    history = flow.fit(digits, epochs=epochs, batch_size=batch, verbose=0).history["loss"]
-    if hasattr(optimizer, "finalize_variable_values"):
-        optimizer.finalize_variable_values(flow.trainable_variables)
-    return history
+    return flow.fit(digits, epochs=epochs, batch_size=batch, verbose=0).history["loss"]
 
 
 def negative_log_likelihood(flow, digits, repeats=20):

@@ -164,6 +164,8 @@ class ReversibleSequential(keras.layers.Layer):
             # Keras merges metrics of one name, and a second stack's would hide the first's.
             self.saturated = keras.metrics.Sum(name=f"{self.name}_saturated")
         self.depth = sum(not is_invertible(layer) for layer in layers)  # in blocks
+        # The couplings of the blocks, in turn.
+        self.block_couplings = list(itertools.islice(itertools.cycle(resolved), self.depth))
         # Keras refuses tensors and other values side by side in `**arguments`, so the
         # arguments that blocks take stand in the signature under their names.
         self._call_signature = merged_signature(self._call_signature, self.layers)
@@ -229,7 +231,7 @@ class ReversibleSequential(keras.layers.Layer):
         )
         if saturated is not None:
             self.saturated.update_state(saturated)
-        last = self.couplings[(self.depth - 1) % len(self.couplings)]
+        last = [self.couplings[0], *self.block_couplings][-1]
         outputs = streams.leave(tensors, inputs, last.leave)
         latents, log_det = beside[return_log_det:], beside[:return_log_det]
         results = outputs, *latents, *extras, *log_det
@@ -284,7 +286,7 @@ class ReversibleSequential(keras.layers.Layer):
         masks = streams.stream_masks(outputs, mask, self.split_axis)
         tensors, layout = streams.enter(outputs, self.split_axis, self.compute_dtype, None)
         latents = [keras.ops.cast(x, self.compute_dtype) for x in latents]
-        n_swaps = sum(self.couplings[i % len(self.couplings)].swaps for i in range(self.depth))
+        n_swaps = sum(coupling.swaps for coupling in self.block_couplings)
         masks = masks[::-1] if n_swaps % 2 else masks
         plan = self._plan(self._input_shape, masks, training, arguments, return_log_det)
         placed = self.couplings[0].at(0, self.depth)
@@ -344,11 +346,10 @@ class ReversibleSequential(keras.layers.Layer):
     ) -> Plan:
         arguments = {k: value for k, value in (arguments or {}).items() if value is not None}
         check_call_arguments(self, arguments)
-        cycle = itertools.cycle(self.couplings)
         apart = self.split_axis is None or streams.is_pair(input_shape)
         plan = make_plan(
             self.layers,
-            [next(cycle).at(i, self.depth) for i in range(self.depth)],
+            [c.at(i, self.depth) for i, c in enumerate(self.block_couplings)],
             streams.stream_shape(input_shape, self.split_axis),
             streams.APART if apart else streams.halves(self.split_axis),
             self.split_axis,

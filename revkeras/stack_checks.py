@@ -10,6 +10,7 @@ import numpy as np
 from revkeras.block_call import BlockCall
 from revkeras.call_arguments import argument_names, required_arguments
 from revkeras.couplings import Coupling
+from revkeras.couplings.check import to_float64
 from revkeras.invertible_call import InvertibleCall, invert, is_invertible
 
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
@@ -73,11 +74,11 @@ def check_exact(couplings: Sequence[Coupling], layers: Sequence[keras.layers.Lay
 
 def warn_of_depth(stack: Any) -> None:
     """Warns if couplings lose too many digits for the number of blocks."""
-    limits = [c.depth_limit(stack.compute_dtype) for c in stack.couplings]
-    in_turn = [limits[i % len(limits)] for i in range(stack.depth)]
-    used = sum(1 / limit for limit in in_turn if limit is not None)
+    limits = [(c, c.depth_limit(stack.compute_dtype)) for c in stack.block_couplings]
+    limits = [(c, limit) for c, limit in limits if limit is not None]
+    used = sum(1 / limit for _, limit in limits)
     if used > 1 + 1e-9:
-        losing = {type(c).__name__ for c, n in zip(stack.couplings, limits) if n is not None}
+        losing = {type(c).__name__ for c, _ in limits}
         warnings.warn(
             f"{', '.join(sorted(losing))} loses digits in each block that it rebuilds: in "
             f"{stack.compute_dtype} it holds up to about {int(stack.depth / used + 1e-6)} blocks, "
@@ -117,7 +118,7 @@ def check_layer_inverse(call: InvertibleCall, source: keras.KerasTensor) -> None
             if None in source.shape[1:]:
                 return
             raise
-        found = keras.ops.convert_to_numpy(keras.ops.cast(found, "float64"))
+        found = to_float64(found)
         error = np.max(np.abs(found - x), initial=0.0) if found.shape == x.shape else np.inf
         tolerance = _TOLERANCE[source.dtype]
         if not error <= tolerance * np.max(np.abs(x), initial=1.0):

@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-import keras
 import numpy as np
+
+from revkeras.couplings.check import to_float64
 
 
 def relative_error(found: list, expected: list) -> float:
@@ -45,4 +46,4 @@ def is_finite(tensors: list) -> bool:
 
 def float64(tensor: Any) -> np.ndarray:
     """The tensor as a NumPy array; a zero for `None`."""
-    return np.zeros(()) if tensor is None else keras.ops.convert_to_numpy(tensor).astype("float64")
+    return np.zeros(()) if tensor is None else to_float64(tensor)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -60,13 +61,14 @@ def _round_trip(coupling: Coupling, values: np.ndarray, dtype: str) -> tuple[flo
             )
     inputs, _ = coupling.lower(coupling.uncouple(outputs, fx), dtype)
     rebuilt = [*inputs, coupling.source(outputs)]
-    pairs = zip(map(_float64, rebuilt), map(_float64, (x0, x1, x1)), strict=True)
+    pairs = zip(map(to_float64, rebuilt), map(to_float64, (x0, x1, x1)), strict=True)
     error = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs)
     scale = float(np.max(np.abs(values[:2]), initial=1.0))
     return error if math.isfinite(error) else math.inf, scale
 
 
-def _float64(tensor: object) -> np.ndarray:
+def to_float64(tensor: Any) -> np.ndarray:
+    """The tensor as a NumPy array."""
     return keras.ops.convert_to_numpy(tensor).astype("float64")
 
 

@@ -1,9 +1,24 @@
 """What the layers of this package have in common."""
 
+import random
 from typing import Any
 
 import keras
 from keras import ops
+
+
+def check_seed(seed: Any) -> None:
+    """Raises unless `seed` is an integer or `None`."""
+    if seed is not None and not isinstance(seed, int):
+        raise ValueError(
+            "Invalid value for argument `seed`: expected an integer or None, received "
+            f"seed={seed!r}."
+        )
+
+
+def draw_seed(seed: int | None) -> int:
+    """`seed`, or one drawn by Keras's global seed."""
+    return random.getrandbits(32) if seed is None else seed
 
 
 class Invertible(keras.layers.Layer):

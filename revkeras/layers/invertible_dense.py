@@ -1,13 +1,12 @@
 """A square matrix on the channels, with its inverse at hand."""
 
-import random
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from revkeras.layers.invertible import Invertible
+from revkeras.layers.invertible import Invertible, check_seed, draw_seed
 
 
 @keras.saving.register_keras_serializable("revkeras")
@@ -56,11 +55,7 @@ class InvertibleDense(Invertible):
     """
 
     def __init__(self, seed: int | None = None, **kwargs: Any):
-        if seed is not None and not isinstance(seed, int):
-            raise ValueError(
-                "Invalid value for argument `seed`: expected an integer or None, received "
-                f"seed={seed!r}."
-            )
+        check_seed(seed)
         super().__init__(**kwargs)
         self.seed = seed
         self.supports_masking = True
@@ -69,7 +64,7 @@ class InvertibleDense(Invertible):
         super().build(input_shape)
         channels = self._channels(input_shape)
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: channels})
-        seed = random.getrandbits(32) if self.seed is None else self.seed
+        seed = draw_seed(self.seed)
         permutation, lu = _factorize(_rotation(channels, seed))
         diagonal = np.diag(lu)
         self.lower = self._add("lower", np.tril(lu, -1))

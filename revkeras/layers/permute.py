@@ -1,7 +1,6 @@
 """Channels in another order."""
 
 import operator
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from revkeras.layers.invertible import Invertible
+from revkeras.layers.invertible import Invertible, check_seed, draw_seed
 
 
 @keras.saving.register_keras_serializable("revkeras")
@@ -57,11 +56,7 @@ class Permute(Invertible):
                 "Invalid value for argument `seed`: expected None where an order is given, "
                 f"received seed={seed!r} and order={order!r}."
             )
-        if seed is not None and not isinstance(seed, int):
-            raise ValueError(
-                "Invalid value for argument `seed`: expected an integer or None, received "
-                f"seed={seed!r}."
-            )
+        check_seed(seed)
         super().__init__(**kwargs)
         self.order = None if order is None else _check_order(order)
         self.seed = seed
@@ -72,7 +67,7 @@ class Permute(Invertible):
         channels = self._channels(input_shape)
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: channels})
         if self.order is None:
-            seed = random.getrandbits(32) if self.seed is None else self.seed
+            seed = draw_seed(self.seed)
             order = np.random.default_rng(seed).permutation(channels)
             self._drawn_order = self.add_weight(
                 shape=(channels,),
