@@ -234,8 +234,10 @@ class TestCheckInverse:
         for dtype in "int32", "complex64", "float33":
             with pytest.raises(ValueError, match=f"`dtype`: expected one of .*dtype='{dtype}'"):
                 check_inverse("additive", (2, 4), dtype)
-        with pytest.raises(ValueError, match="`tolerance`: expected None or a positive number"):
-            check_inverse("additive", (2, 4), tolerance=-1.0)
+        message = "`tolerance`: expected None or a positive number"
+        for tolerance in -1.0, "1e-3":
+            with pytest.raises(ValueError, match=message):
+                check_inverse("additive", (2, 4), tolerance=tolerance)
 
 
 def errors(drift):

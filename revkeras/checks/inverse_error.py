@@ -1,6 +1,7 @@
 """Does an inverse undo what it is the inverse of?"""
 
 import dataclasses
+import numbers
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -118,7 +119,7 @@ def check_inverse(
             "that defines `inverse()`, a coupling or the name of one; received "
             f"layer={layer!r} (of type {type(layer).__name__})."
         )
-    if tolerance is not None and not tolerance > 0:
+    if tolerance is not None and not (isinstance(tolerance, numbers.Real) and tolerance > 0):
         raise ValueError(
             "Invalid value for argument `tolerance`: expected None or a positive number, received "
             f"tolerance={tolerance!r}."
