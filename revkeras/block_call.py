@@ -27,6 +27,7 @@ class BlockCall:
         mask: The stream's mask, or `None`.
         arguments: Further arguments of the block's `call()`.
         log_det: Whether the carry holds a log-determinant behind the streams.
+        compiled: Whether XLA compiles the step.
     """
 
     layer: keras.layers.Layer
@@ -37,6 +38,7 @@ class BlockCall:
     mask: Any
     arguments: dict[str, Any]
     log_det: bool
+    compiled: bool = False
 
     def plain(self, carry: list) -> tuple[list, list]:
         """Calls the block as any Keras layer: `(carry, extras)`."""
@@ -76,7 +78,8 @@ class BlockCall:
             lambda carry, fx, source: self._uncouple(carry, fx),
             weights.positions([*function.trainable, *floats]),
             state.positions([*function.state, *others]),
-            self.coupling.exact,
+            exact=self.coupling.exact,
+            compiled=self.compiled,
         )
         return step, packing.unpack
 

@@ -43,6 +43,7 @@ class InvertibleCall:
             They leave the stack.
         training: `training` for the layer, or `None`.
         log_det: Whether the carry holds a log-determinant behind the streams.
+        compiled: Whether XLA compiles the step.
     """
 
     layer: keras.layers.Layer
@@ -51,6 +52,7 @@ class InvertibleCall:
     n_latents: int
     training: bool | None
     log_det: bool
+    compiled: bool = False
 
     def plain(self, carry: list) -> tuple[list, list]:
         """Calls the layer as any Keras layer: `(carry, extras)`."""
@@ -108,6 +110,7 @@ class InvertibleCall:
             weights.positions(function.trainable),
             state.positions(function.state),
             settles=True,
+            compiled=self.compiled,
         )
         return step, packing.unpack
 

@@ -43,6 +43,7 @@ def make_plan(
     training: bool | None,
     arguments: dict[str, Any],
     log_det: bool,
+    jit_compile: bool,
     build: Callable[[BlockCall, keras.KerasTensor], None],
 ) -> Plan:
     """The plan of one call.
@@ -58,12 +59,14 @@ def make_plan(
         training: `training` for the layers.
         arguments: The arguments for those blocks that take them.
         log_det: Whether log-determinants are summed.
+        jit_compile: Whether XLA compiles those layers that support it.
         build: Builds a block, where it is not built.
     """
     calls, sources, latents = [], [], []
     couplings, reads = iter(couplings), 1
     for index, layer in enumerate(layers):
         name = f"Block {index} ('{layer.name}', of type {type(layer).__name__})"
+        compiled = jit_compile and all(inner.supports_jit for inner in layer._flatten_layers())
         if is_invertible(layer):
             if log_det and not hasattr(layer, "log_det_jacobian"):
                 raise ValueError(
@@ -73,7 +76,7 @@ def make_plan(
             source = keras.KerasTensor(whole_shape(shape, layout, axis), dtype=dtype)
             shape, more = _shapes_after(layer, name, source, layout, axis)
             latents.extend(more * layout.n_tensors)
-            call = InvertibleCall(layer, name, layout, len(more), training, log_det)
+            call = InvertibleCall(layer, name, layout, len(more), training, log_det, compiled)
             masks = masks if layer.supports_masking else [None, None]
         else:
             source = keras.KerasTensor(shape, dtype=dtype)
@@ -83,7 +86,7 @@ def make_plan(
             if mask is not None and "mask" in accepted:
                 own["mask"] = mask
             coupling = next(couplings)
-            call = BlockCall(layer, name, coupling, dtype, training, mask, own, log_det)
+            call = BlockCall(layer, name, coupling, dtype, training, mask, own, log_det, compiled)
             reads = 1 - reads if coupling.swaps else reads
             build(call, source)
         calls.append(call)

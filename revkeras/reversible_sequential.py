@@ -11,6 +11,7 @@ from revkeras import backprop, couplings, streams
 from revkeras.block_call import BlockCall
 from revkeras.call_arguments import argument_names, merged_signature, required_arguments
 from revkeras.carry import lift, log_det_dtype, lower
+from revkeras.debugging import checks_enabled
 from revkeras.inverse import Inverse
 from revkeras.invertible_call import InvertibleCall, is_invertible
 from revkeras.memory_modes import MEMORY_MODES
@@ -20,6 +21,7 @@ from revkeras.stack_checks import (
     check_call_arguments,
     check_determined,
     check_exact,
+    check_jit_compile,
     check_layer_inverse,
     check_layers,
     check_required,
@@ -89,6 +91,12 @@ class ReversibleSequential(keras.layers.Layer):
             `"leapfrog"`, `"momentum"`, an instance of a
             `revkeras.couplings.Coupling`, or a list of them that cycles over
             the layers. Defaults to `None`, which means `"additive"`.
+        jit_compile: Boolean or `"auto"`, whether XLA compiles the steps of the
+            `"reversible"` mode, each once for all blocks that are the same. The
+            layer stays out of a compile of the whole model, in which memory
+            would grow with depth. Defaults to `"auto"`, which means what it means
+            in `Model.compile()`: not on machines without an accelerator, where
+            it is slower.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`. `dtype` is
             the dtype of the two streams; left out, it is the variable dtype
             of the global policy, so that they stay in float32 under mixed
@@ -136,6 +144,7 @@ class ReversibleSequential(keras.layers.Layer):
         check_inverse: bool = True,
         *,
         coupling: Any = None,
+        jit_compile: bool | str = "auto",
         dtype: Any = None,
         **kwargs: Any,
     ):
@@ -148,6 +157,7 @@ class ReversibleSequential(keras.layers.Layer):
             )
         resolved = couplings.resolve(coupling, coupling_forward, coupling_inverse)
         check_exact(resolved, layers)
+        check_jit_compile(jit_compile, resolved)
         check_start(resolved, split_axis)
         # No autocast: it would round the blocks' float32 weights on their way to the engine.
         super().__init__(dtype=stream_dtype(dtype), autocast=False, **kwargs)
@@ -155,6 +165,7 @@ class ReversibleSequential(keras.layers.Layer):
         self.split_axis = split_axis
         self.memory_mode = memory_mode
         self.check_inverse = check_inverse
+        self.jit_compile = jit_compile
         self.supports_masking = True
         # Keras's whole-model compile is one program, in which XLA merges the recomputation
         # with the forward pass and puts off weight gradients: memory grows with depth again.
@@ -333,6 +344,12 @@ class ReversibleSequential(keras.layers.Layer):
             take_effect(self, state.items, updates, losses)
         return tensors, extras
 
+    def _jit_compiles(self) -> bool:
+        # An exact coupling needs the same bits in both passes, and a check its messages.
+        if self.couplings[0].exact or checks_enabled():
+            return False
+        return backprop.compiles_by_default() if self.jit_compile == "auto" else self.jit_compile
+
     def _enter(self, x: Any) -> list:
         return self.couplings[0].enter(x, *self._start_weights)
 
@@ -358,6 +375,7 @@ class ReversibleSequential(keras.layers.Layer):
             training=training,
             arguments=arguments,
             log_det=log_det,
+            jit_compile=self._jit_compiles(),
             build=self._build_block,
         )
         if plan.latents and self.couplings[0].exact:
@@ -449,6 +467,7 @@ class ReversibleSequential(keras.layers.Layer):
             "split_axis": self.split_axis,
             "memory_mode": self.memory_mode,
             "check_inverse": self.check_inverse,
+            "jit_compile": self.jit_compile,
         }
 
     @classmethod

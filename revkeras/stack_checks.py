@@ -72,6 +72,21 @@ def check_exact(couplings: Sequence[Coupling], layers: Sequence[keras.layers.Lay
             )
 
 
+def check_jit_compile(jit_compile: Any, couplings: Sequence[Coupling]) -> None:
+    """Raises if `jit_compile` is neither a boolean nor "auto", or cannot be had."""
+    if jit_compile != "auto" and not isinstance(jit_compile, bool):
+        raise ValueError(
+            "Invalid value for argument `jit_compile`: expected True, False or 'auto', received "
+            f"jit_compile={jit_compile!r}."
+        )
+    if jit_compile is True and couplings[0].exact:
+        raise ValueError(
+            "Invalid value for argument `jit_compile`: expected False or 'auto' beside "
+            f"{type(couplings[0]).__name__}(exact=True), received jit_compile=True. XLA does not "
+            "compute the same bits in the forward and in the backward pass."
+        )
+
+
 def warn_of_depth(stack: Any) -> None:
     """Warns if couplings lose too many digits for the number of blocks."""
     limits = [(c, c.depth_limit(stack.compute_dtype)) for c in stack.block_couplings]

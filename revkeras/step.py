@@ -42,6 +42,7 @@ class Step:
         exact: Whether the block must give the same bits when it is replayed.
         settles: Whether it is replayed on the state that it left, not the one
             that it found.
+        compiled: Whether it is compiled by XLA.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Step:
     state: tuple[int, ...]
     exact: bool = False
     settles: bool = False
+    compiled: bool = False
 
 
 def run_step(step: Step, carry: list, weights: list, state: list) -> tuple[list, list, dict]:

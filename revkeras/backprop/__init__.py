@@ -6,6 +6,7 @@ if keras.backend.backend() == "tensorflow":
     from revkeras.backprop.tensorflow import (
         are_initialized,
         checkpoint,
+        compiles_by_default,
         eager_scope,
         gradient_tape,
         require,
@@ -23,6 +24,7 @@ else:
 __all__ = [
     "are_initialized",
     "checkpoint",
+    "compiles_by_default",
     "eager_scope",
     "gradient_tape",
     "require",

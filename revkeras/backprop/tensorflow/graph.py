@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 eager_scope = tf.init_scope
 
@@ -29,6 +30,15 @@ def require(condition: tf.Tensor, message: str, tensors: list) -> list:
     """`tensors`, once `condition` is found to be true; else an error when the graph runs."""
     with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
         return [tf.identity(x) for x in tensors]
+
+
+def compiles_by_default() -> bool:
+    """Whether Keras would have XLA compile a model that does not say."""
+    return (
+        any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
+        and not tf.distribute.has_strategy()
+        and not is_op_determinism_enabled()
+    )
 
 
 def one_piece(function: Callable) -> Callable:
@@ -91,4 +101,21 @@ def refuse_untracked(variables: Sequence[tf.Variable]) -> None:
             f"could reach them: {[v.name for v in variables]}. Make them weights of the "
             "block: create them with `self.add_weight(...)` in `build()`, or hold the layers "
             "that own them in attributes of the block."
+        )
+
+
+_DRAWS = {"Multinomial", "ParameterizedTruncatedNormal", "TruncatedNormal"}
+_DRAWS |= {"RandomGamma", "RandomPoissonV2", "RandomShuffle", "RandomStandardNormal"}
+_DRAWS |= {"RandomUniform", "RandomUniformInt", "RngReadAndSkip"}
+
+
+def refuse_unreplayable(name: str, operations: Iterable[str]) -> None:
+    """Raises if a step draws random numbers that it would not draw again."""
+    found = sorted(_DRAWS & set(operations))
+    if found:
+        raise ValueError(
+            f"{name} draws random numbers by TensorFlow's {', '.join(found)}, which gives others "
+            "when the block is replayed in the backward pass. Draw them by `keras.random` with "
+            "`seed=self.seed_generator`, a `keras.random.SeedGenerator` made in the block's "
+            "`__init__()`, or use `memory_mode='none'`."
         )

@@ -8,22 +8,13 @@ Weights and states are arguments, never captured, so every tape, every gradient
 of a gradient and every exported model sees all of them.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import (
-    add_gradients,
-    after,
-    detached,
-    one_piece,
-    or_zeros,
-    pull_back,
-    refuse_untracked,
-)
-from revkeras.debugging import checks_enabled
-from revkeras.step import Layout, Step, run_step, run_steps
+from revkeras.backprop.tensorflow.graph import add_gradients, detached, refuse_untracked
+from revkeras.backprop.tensorflow.passes import passes
+from revkeras.step import Layout, Step, run_steps
 
 
 def reversible(
@@ -35,17 +26,18 @@ def reversible(
         `(outputs, sides, updates)`, see `revkeras.step.run_steps`.
     """
     tracked = []  # the outputs as tapes know them: through these, gradients have gradients
-    # Grappler fuses other operations where it differentiates than in the forward pass, and
-    # their last bits differ. In a function of its own it does the same to a block each time.
-    blocks = [one_piece(step.block) if step.exact else step.block for step in steps]
-    forward = [dataclasses.replace(s, block=b) for s, b in zip(steps, blocks, strict=True)]
+    all_passes = []
+
+    def run_forward(step, *values):
+        all_passes.append(passes(step, *values))
+        return all_passes[-1].forward(*values)
 
     @tf.custom_gradient
     def run(inputs, weights, state):
         with tf.GradientTape() as watcher:
             inputs, weights, state = detached((inputs, weights, state))
             carry, sides, updates, replayed = run_steps(
-                forward, layout.split(inputs), weights, state, _run_in_turn
+                steps, layout.split(inputs), weights, state, run_forward
             )
         refuse_untracked(watcher.watched_variables())
         results = layout.join(carry), sides, updates
@@ -58,7 +50,7 @@ def reversible(
             dweights = [None] * len(outer_weights)
             for i in reversed(range(len(steps))):
                 mine = [outer_weights[p] for p in steps[i].weights]
-                backward = one_piece(_rebuild_and_differentiate(steps[i], blocks[i]))
+                backward = all_passes[i].backward
                 carry, dcarry, dmine = backward(carry, dcarry, mine, replayed[i], dsides[i])
                 for p, d in zip(steps[i].weights, dmine, strict=True):
                     dweights[p] = add_gradients(dweights[p], d)
@@ -70,41 +62,3 @@ def reversible(
     outputs, sides, updates = run(inputs, weights, state)
     tracked.extend(outputs)
     return outputs, sides, updates
-
-
-def _rebuild_and_differentiate(step: Step, block: Callable) -> Callable:
-    """One step backwards: from its output and its output's gradient to its input's."""
-
-    def backward(outputs, doutputs, weights, state, dsides):
-        source = step.recover(outputs, weights, state)
-        with tf.GradientTape() as block_tape:
-            block_tape.watch([source, weights])
-            fx, sides, _ = step.block(source, weights, state)
-        same_fx = block(source, weights, state)[0] if step.exact else fx
-        inputs = step.uncouple(outputs, same_fx, source)
-        if checks_enabled():
-            message = f"The input of {step.name} was rebuilt with values that are not finite"
-            inputs = _checked(inputs, message)
-        with tf.GradientTape(persistent=True) as coupling_tape:
-            coupling_tape.watch([inputs, fx])
-            again, source_again = step.couple(inputs, fx), step.source(inputs)
-        gradients = pull_back(coupling_tape, again, doutputs, [*inputs, *fx])
-        dinputs, dfx = gradients[: len(inputs)], or_zeros(gradients[len(inputs) :], fx)
-        gradients = pull_back(block_tape, [*fx, *sides], [*dfx, *dsides], [*source, *weights])
-        dsource, dweights = gradients[: len(source)], gradients[len(source) :]
-        more = pull_back(coupling_tape, source_again, or_zeros(dsource, source), inputs)
-        dinputs = or_zeros(map(add_gradients, dinputs, more), inputs)
-        return inputs, dinputs, dweights
-
-    return backward
-
-
-def _run_in_turn(step: Step, carry: list, weights: list, state: list) -> tuple:
-    carry, sides, updates = run_step(step, carry, weights, after(carry, state))
-    if checks_enabled():
-        carry = _checked(carry, f"{step.name} left values that are not finite")
-    return carry, sides, updates
-
-
-def _checked(carry: list, message: str) -> list:
-    return [tf.debugging.check_numerics(x, message) for x in carry]

@@ -1,0 +1,127 @@
+"""The two ways through one step: forwards, and back with its gradient.
+
+Steps that trace to the same graph share them, so that a stack is traced and
+compiled in the time of one block. Classes and configurations do not tell which
+are the same: what a layer does may depend on anything that Python can reach.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from revkeras.backprop.tensorflow.compilation import compiled
+from revkeras.backprop.tensorflow.fingerprint import fingerprint
+from revkeras.backprop.tensorflow.graph import (
+    add_gradients,
+    one_piece,
+    or_zeros,
+    pull_back,
+    refuse_unreplayable,
+)
+from revkeras.debugging import checks_enabled
+from revkeras.step import Step, run_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """The two ways through a step, each one operation of the graph.
+
+    Attributes:
+        forward: `forward(carry, weights, state) -> (carry, sides, updates)`.
+        backward: `backward(carry, dcarry, weights, state, dsides)`, from the carry
+            after the step and the gradient there, returns
+            `(carry, dcarry, dweights)`, those before it.
+    """
+
+    forward: Callable
+    backward: Callable
+
+
+def passes(step: Step, carry: list, weights: list, state: list) -> Passes:
+    """The passes of a step; in a graph, those of the first step in it that is the same."""
+    if tf.executing_eagerly():
+        return _passes(step)
+    values = carry, weights, state
+    found = fingerprint(_all_that_differs(step), values)
+    refuse_unreplayable(step.name, found.operations)
+    if not found.shows_gradient:
+        found = fingerprint(_all_that_differs(step, with_gradient=True), values)
+    # A message of `revkeras.debugging` names the step.
+    key = found, step.exact, step.settles, step.compiled, checks_enabled() and step.name
+    known = _passes_in(tf.compat.v1.get_default_graph())
+    if key not in known:
+        known[key] = _passes(step)
+    return known[key]
+
+
+def _passes_in(graph: tf.Graph) -> dict:
+    """The passes that a graph calls. They go with it: their tensors keep it alive."""
+    if not hasattr(graph, "_revkeras_passes"):
+        graph._revkeras_passes = {}
+    return graph._revkeras_passes
+
+
+def _all_that_differs(step: Step, with_gradient: bool = False) -> Callable:
+    """What shows all in which the passes of steps may differ."""
+
+    def traced(carry: list, weights: list, state: list) -> tuple:
+        source = step.source(carry)
+        fx, sides, updates = step.block(source, weights, state)
+        after = step.couple(carry, fx)
+        left = [updates.get(i, value) for i, value in enumerate(state)] if step.settles else state
+        rebuilt = step.recover(after, weights, left), step.uncouple(after, fx, source)
+        results = source, fx, sides, updates, after, rebuilt
+        if not with_gradient:
+            return results
+        return results, _backward(step, step.block)(after, after, weights, left, sides)
+
+    return traced
+
+
+def _passes(step: Step) -> Passes:
+    whole = compiled if step.compiled else one_piece
+    # Grappler fuses other operations where it differentiates than in the forward pass, and
+    # their last bits differ. In a function of its own it does the same to a block each time.
+    block = one_piece(step.block) if step.exact else step.block
+    forward = _forward(dataclasses.replace(step, block=block))
+    return Passes(whole(forward), whole(_backward(step, block)))
+
+
+def _forward(step: Step) -> Callable:
+    def forward(carry: list, weights: list, state: list) -> tuple[list, list, dict]:
+        carry, sides, updates = run_step(step, carry, weights, state)
+        return _checked(carry, f"{step.name} left"), sides, updates
+
+    return forward
+
+
+def _backward(step: Step, block: Callable) -> Callable:
+    def backward(
+        outputs: list, doutputs: list, weights: list, state: list, dsides: list
+    ) -> tuple[list, list, list]:
+        source = step.recover(outputs, weights, state)
+        with tf.GradientTape() as block_tape:
+            block_tape.watch([source, weights])
+            fx, sides, _ = step.block(source, weights, state)
+        same_fx = block(source, weights, state)[0] if step.exact else fx
+        inputs = step.uncouple(outputs, same_fx, source)
+        inputs = _checked(inputs, f"The input of {step.name} was rebuilt with")
+        with tf.GradientTape(persistent=True) as coupling_tape:
+            coupling_tape.watch([inputs, fx])
+            again, source_again = step.couple(inputs, fx), step.source(inputs)
+        gradients = pull_back(coupling_tape, again, doutputs, [*inputs, *fx])
+        dinputs, dfx = gradients[: len(inputs)], or_zeros(gradients[len(inputs) :], fx)
+        gradients = pull_back(block_tape, [*fx, *sides], [*dfx, *dsides], [*source, *weights])
+        dsource, dweights = gradients[: len(source)], gradients[len(source) :]
+        more = pull_back(coupling_tape, source_again, or_zeros(dsource, source), inputs)
+        dinputs = or_zeros(map(add_gradients, dinputs, more), inputs)
+        return inputs, dinputs, dweights
+
+    return backward
+
+
+def _checked(carry: list, subject: str) -> list:
+    if not checks_enabled():
+        return carry
+    return [tf.debugging.check_numerics(x, f"{subject} values that are not finite") for x in carry]

@@ -1,0 +1,121 @@
+"""Steps compiled by XLA."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+import revkeras
+from revkeras.backprop.tensorflow.compilation import compiled
+from tests import blocks
+from tests.graphs import graph_of_gradient, operations
+from tests.modes import assert_same, built, in_mode, run_step
+
+INPUTS = {"convolution": (2, 4, 4, 8), "noise": (4, 6, 8)}
+
+
+@pytest.mark.parametrize(
+    "kind", ["dense", "dropout", "batch_norm", "regularized", "convolution", "noise"]
+)
+def test_same_as_plain_training_under_xla(kind):
+    x = tf.random.stateless_normal(INPUTS.get(kind, (6, 8)), (0, 1))
+    layers = [getattr(blocks, kind)(4) for _ in range(3)]
+    stack = built(revkeras.ReversibleSequential(layers, jit_compile=True), x)
+    found = run_step(in_mode(stack, "reversible"), x, training=True)
+    # Compared inside XLA: it draws other random bits than the kernels it replaces.
+    expected = run_step(in_mode(stack, "none"), x, training=True, jit_compile=True)
+    assert_same(found, expected)
+
+
+def test_compiled_blocks_share():
+    x = tf.ones((6, 8))
+    few, many = (
+        built(
+            revkeras.ReversibleSequential([blocks.dense(4) for _ in range(n)], jit_compile=True), x
+        )
+        for n in (2, 7)
+    )
+    counts = [operations(graph_of_gradient(s, x, training=True), "MatMul") for s in (few, many)]
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("compile_model", ["auto", True, False])
+def test_fit(compile_model):
+    stack = revkeras.ReversibleSequential([blocks.dropout(4) for _ in range(3)], jit_compile=True)
+    model = keras.Sequential([keras.Input((8,)), stack, keras.layers.Dense(1)])
+    model.compile("adam", "mse", jit_compile=compile_model)
+    x = tf.random.stateless_normal((50, 8), (0, 1))
+    losses = model.fit(x, tf.reduce_sum(x, 1), batch_size=16, epochs=20, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_layers_that_xla_does_not_support_are_left_out():
+    x = tf.random.stateless_normal((6, 8), (0, 1))
+    layers = [keras.layers.Dense(4, activation="tanh") for _ in range(3)]
+    layers[1].supports_jit = False
+    stack = built(revkeras.ReversibleSequential(layers, jit_compile=True), x)
+    nodes = graph_of_gradient(stack, x).as_graph_def().node
+    calls = [node for node in nodes if node.op == "PartitionedCall"]
+    assert [node.attr["_XlaMustCompile"].b for node in calls] == [True, False, True] * 2
+    assert_same(run_step(stack, x), run_step(in_mode(stack, "none"), x))
+
+
+def test_random_numbers_are_those_of_philox_and_drawn_by_it():
+    # Left to XLA's choice, the same numbers took fifty times as long on a CPU.
+    def draw(seed):
+        return tf.random.stateless_uniform((5,), seed), tf.random.stateless_normal((5,), seed)
+
+    seed, concrete = tf.constant([3, 4]), []
+
+    @tf.function
+    def call(seed):
+        function = compiled(draw)
+        concrete.append(function.get_concrete_function(seed))
+        return function(seed)
+
+    found = call(seed)
+    for a, b in zip(found, tf.function(draw, jit_compile=True)(seed)):
+        tf.debugging.assert_near(a, b)
+    nodes = {node.name: node for node in concrete[0].graph.as_graph_def().node}
+    drawn = [
+        n for n in nodes.values() if n.op in ("StatelessRandomUniformV2", "StatelessRandomNormalV2")
+    ]
+    for node in drawn:
+        algorithm = tf.make_ndarray(nodes[node.input[3]].attr["value"].tensor)
+        assert algorithm == tf.random.Algorithm.PHILOX.value
+
+
+def test_sizes_unknown_when_traced():
+    x = tf.random.stateless_normal((6, 8), (0, 1))
+    stack = built(revkeras.ReversibleSequential([blocks.dense(4)] * 2, jit_compile=True), x)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 8))])
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(stack(x) ** 2)
+        return tape.gradient(y, x)
+
+    expected = run_step(in_mode(stack, "none"), x[:4])
+    for batch in 6, 4:
+        found = gradient(x[:batch])
+    tf.debugging.assert_near(found * 0.1, expected.input_gradients[0], 1e-4, 1e-4)
+
+
+def test_not_beside_exact_couplings():
+    layers = [keras.layers.Dense(4)]
+    with pytest.raises(ValueError, match=r"`jit_compile`: .* Additive\(exact=True\), .* same bits"):
+        revkeras.ReversibleSequential(
+            layers, coupling=revkeras.couplings.Additive(exact=True), jit_compile=True
+        )
+
+
+@pytest.mark.parametrize("jit_compile", ["yes", None, 1])
+def test_bad_values(jit_compile):
+    message = f"`jit_compile`: expected True, False or 'auto', received jit_compile={jit_compile!r}"
+    with pytest.raises(ValueError, match=message):
+        revkeras.ReversibleSequential([keras.layers.Dense(4)], jit_compile=jit_compile)
+
+
+def test_saved_and_loaded():
+    stack = revkeras.ReversibleSequential([keras.layers.Dense(4)], jit_compile=True)
+    assert revkeras.ReversibleSequential.from_config(stack.get_config()).jit_compile is True
