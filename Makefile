@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTORCH_VENV := .venv-pytorch
 OUT := out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint bench exactness clean
+.PHONY: demo test lint bench bench-full pytorch exactness clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/language_model.py --out $(OUT)
@@ -18,7 +19,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/activation_memory.py --out $(OUT)
+	$(BIN)/python benchmarks/training_step.py --quick --out $(OUT)
+
+bench-full: $(VENV)/installed pytorch
+	$(BIN)/python benchmarks/training_step.py --out $(OUT) --docs docs/performance.md
+
+pytorch: $(PYTORCH_VENV)/installed
 
 exactness: $(VENV)/installed
 	$(BIN)/python benchmarks/exactness.py --out $(OUT)
@@ -29,5 +35,10 @@ $(VENV)/installed: requirements-dev.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+$(PYTORCH_VENV)/installed: benchmarks/requirements-pytorch.txt
+	$(PYTHON) -m venv $(PYTORCH_VENV)
+	$(PYTORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OUT) build *.egg-info
+	rm -rf $(VENV) $(PYTORCH_VENV) $(OUT) build *.egg-info

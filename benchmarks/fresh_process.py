@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 
-def measure(script, configuration, environment):
+def measure(script, configuration, environment, python=sys.executable):
     """Runs `script --measure` on a configuration; returns the values that it prints last."""
     arguments = ["--measure", json.dumps(dataclasses.asdict(configuration))]
     process = subprocess.run(
-        [sys.executable, script, *arguments],
+        [str(python), script, *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -1,0 +1,174 @@
+"""The benchmark of a training step: one tiny run, and its report on made-up measurements."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import report
+import training_step
+from measurement import Configuration, Measurement, as_values, from_values
+
+ROOT = Path(__file__).parents[1]
+
+
+def measured(contestant, depth, mib, seconds, round_=0, workload="dense", gradients=0):
+    configuration = Configuration("step", workload, depth, round_, contestant, 2048, 5)
+    peak = int(mib * report.MIB) + gradients
+    return Measurement(configuration, 0.1, 1.0, False, gradients, gradients, peak, seconds)
+
+
+def first_step(contestant, depth, seconds):
+    configuration = Configuration("first step", "dense", depth, 0, contestant, 8, 0)
+    return Measurement(configuration, 0.1, seconds, False, 0, 0)
+
+
+def goals_by_name(measurements):
+    return {goal.name: goal for goal in report.goals(measurements)}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+def test_one_configuration_in_a_fresh_process(tmp_path):
+    command = [sys.executable, "benchmarks/training_step.py", "--out", tmp_path, "--rounds", "1"]
+    command += ["--workloads", "convolutional", "--contestants", "reversible", "--depths", "2"]
+    subprocess.run(
+        [*command, "--steps", "1", "--first-step-depths"],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    values = json.loads((tmp_path / "benchmark.json").read_text())
+    (found,) = values["measurements"]
+    assert found["activation_bytes"] == found["peak_bytes"] > 0
+    assert found["gradient_bytes"] == 2 * 4 * 2 * (9 * 16 * 16 + 2 * 16)
+    assert found["step_seconds"] > 0
+    assert set(values["versions"]) == {"revkeras", "keras", "tensorflow"}
+    assert values["machine"]["cores"] >= 1
+    assert "| convolutional |" in (tmp_path / "benchmark.md").read_text()
+
+
+def test_a_wrong_value_is_an_error(capsys):
+    for wrong in ["--depths", "3"], ["--rounds", "0"], ["--contestants", "nobody"]:
+        with pytest.raises(SystemExit):
+            training_step.parse_arguments(wrong)
+    errors = capsys.readouterr().err
+    assert "expected an even number of blocks, 2 or more, received 3" in errors
+    assert "expected 1 or more, received 0" in errors
+    assert "invalid choice: 'nobody'" in errors
+
+
+def test_pytorch_without_its_environment_is_an_error(tmp_path, capsys):
+    missing = ["--pytorch-python", str(tmp_path / "python")]
+    with pytest.raises(SystemExit):
+        training_step.parse_arguments([*missing, "--contestants", "revlib"])
+    assert "revlib: no Python at" in capsys.readouterr().err
+    assert "revlib" not in training_step.parse_arguments(missing).contestants
+
+
+def test_contestants_vary_fastest():
+    rows = training_step.step_configurations(["dense"], ["reversible", "none"], {4: 2, 8: 1}, 5)
+    assert [(row.depth, row.round, row.contestant) for row in rows[:5]] == [
+        (4, 0, "reversible"),
+        (4, 0, "none"),
+        (4, 1, "reversible"),
+        (4, 1, "none"),
+        (8, 0, "reversible"),
+    ]
+    rows = training_step.step_configurations(
+        ["dense-without-dropout"], ["reversible", "checkpoint"], {4: 2, 8: 2}, 5
+    )
+    assert [(row.depth, row.round, row.contestant) for row in rows] == [(8, 0, "reversible")]
+
+
+def test_rounds():
+    scheduled = {8: 1, 32: 3}
+    assert training_step.rounds_by_depth(scheduled, None, None) == scheduled
+    assert training_step.rounds_by_depth(scheduled, [32, 4], None) == {4: 1, 32: 3}
+    assert training_step.rounds_by_depth(scheduled, [], None) == {}
+    assert training_step.rounds_by_depth(scheduled, None, 2) == {8: 2, 32: 2}
+
+
+def test_a_contestant_with_a_slow_first_step_goes_no_deeper():
+    slow = [first_step("none", 64, 61.0), first_step("reversible", 64, 5.0)]
+    assert training_step.slow_at_less_depth(first_step("none", 256, 0.0).configuration, slow)
+    assert not training_step.slow_at_less_depth(
+        first_step("reversible", 256, 0.0).configuration, slow
+    )
+
+
+def test_ratios_are_medians_of_ratios_within_a_round():
+    """The second round met a busy machine, which slowed both alike."""
+    measurements = [
+        measured(contestant, 8, 1, seconds * busy, round_)
+        for round_, busy in enumerate([1.0, 9.0, 1.1])
+        for contestant, seconds in (("reversible", 1.2), ("none", 1.0))
+    ]
+    seconds = report.series(measurements, "step", "step_seconds")
+    assert seconds.ratio("dense", "reversible", "none", 8) == pytest.approx(1.2)
+    assert seconds.median("dense", "none", 8) == pytest.approx(1.1)
+    assert seconds.ratio("dense", "reversible", "checkpoint", 8) is None
+
+
+def test_time_is_judged_where_the_most_rounds_are():
+    measurements = [measured("none", d, 1, 1.0, r) for d, r in [(8, 0), (32, 0), (32, 1), (64, 0)]]
+    seconds = report.series(measurements, "step", "step_seconds")
+    assert seconds.judged_depth("dense") == 32
+    assert seconds.deepest("dense") == 64
+
+
+def test_goals():
+    found = goals_by_name(
+        [
+            measured("reversible", 8, 10, 1.3),
+            measured("reversible", 64, 10.56, 2.4),
+            measured("none", 8, 100, 1.0),
+            measured("none", 64, 660, 2.0),
+            measured("revlib", 64, 12, 1.5),
+            measured("torch", 64, 400, 1.0),
+            measured("reversible", 64, 6, 1.0, workload="dense-without-dropout"),
+            measured("revlib", 64, 12, 1.0, workload="dense-without-dropout", gradients=2**20),
+            first_step("reversible", 8, 2.0),
+            first_step("reversible", 64, 3.0),
+            first_step("reversible", 256, 4.0),
+            first_step("keras-default", 64, 12.0),
+        ]
+    )
+    figures = {name: (goal.figure, goal.met) for name, goal in found.items()}
+    assert figures["dense, 64 blocks: step, reversible over none"] == (1.2, True)
+    assert figures["dense, 64 blocks: step, reversible over keras.remat"] == (None, None)
+    assert figures["dense, 64 blocks: step over plain, over that of RevLib"] == (0.8, True)
+    share, met = figures["dense: activation bytes added per block, of mode none's"]
+    assert share == pytest.approx(0.001, rel=1e-3)
+    assert met
+    name = "dense-without-dropout: activation bytes of a deep stack in outputs, over RevLib's"
+    assert figures[name] == (0.5, True)
+    assert figures["first step of reversible, 256 blocks over 8"] == (2.0, False)
+    assert figures["first step at 64 blocks, reversible over the plain Keras model's"][1]
+
+
+def test_gradients_are_subtracted_and_stay_visible():
+    m = measured("revlib", 8, 12, 1.0, gradients=3 * report.MIB)
+    assert (m.peak_bytes, m.activation_bytes) == (15 * report.MIB, 12 * report.MIB)
+    assert as_values(m)["subtracted_gradient_bytes"] == 3 * report.MIB
+    assert from_values(json.loads(json.dumps(as_values(m)))) == m
+    assert "| 12.0 | 3.0 |" in report.memory_table([m])
+
+
+def test_report_goes_between_the_markers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    assert report.has_markers(page)
+    machine = {"cpu": "a CPU", "cores": 2, "memory_bytes": 2**34, "python": "3.11"}
+    results = report.Results("2020-01-01", machine, measurements=[measured("none", 8, 1, 1.0)])
+    text = report.between_markers(page.read_text(), report.markdown(results))
+    assert text.startswith(f"above\n{report.BEGIN}\n\n2020-01-01, a CPU, 2 cores, 16 GiB")
+    assert text.endswith(f"{report.END}\nbelow\n")
+    assert "old" not in text
+    assert report.between_markers(text, "new") == (
+        f"above\n{report.BEGIN}\n\nnew\n\n{report.END}\nbelow\n"
+    )
+    page.write_text("no markers\n")
+    assert not report.has_markers(page)
