@@ -97,4 +97,6 @@ def build(configuration):
     x, y = (keras.random.normal(shape, seed=seed) for seed in (0, 1))
     model = build_model(configuration)
     weights = 4 * sum(math.prod(weight.shape) for weight in model.trainable_weights)
-    return Training(lambda: model.train_on_batch(x, y), weights, False, bool(model.jit_compile))
+    return Training(
+        lambda: model.train_on_batch(x, y), weights, jit_compiled=bool(model.jit_compile)
+    )

@@ -40,11 +40,15 @@ class Configuration:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A model ready to train, and what is to be known of its gradients."""
+    """A model ready to train.
+
+    Where a step holds all gradients before it applies the first, `apply_gradients_at_once`
+    changes the steps after it so that they hold none.
+    """
 
     step: Callable[[], object]
     gradient_bytes: int  # of one set
-    holds_all_gradients: bool  # when the backward pass is over
+    apply_gradients_at_once: Callable[[], None] | None = None
     jit_compiled: bool = False
 
 
@@ -57,24 +61,30 @@ class Measurement:
     first_step_seconds: float
     jit_compiled: bool
     gradient_bytes: int
-    subtracted_gradient_bytes: int
+    holds_all_gradients: bool
     peak_bytes: int | None = None  # over the level between steps
+    activation_bytes: int | None = None  # the same where gradients are applied as they arrive
     step_seconds: float | None = None
 
     @property
-    def activation_bytes(self):
-        """The peak without what is known to be gradients in it."""
-        return None if self.peak_bytes is None else self.peak_bytes - self.subtracted_gradient_bytes
+    def peak_less_gradients_bytes(self):
+        """The peak less the gradients that are held at the end of the backward pass.
+
+        Less than the activations where the peak comes before all gradients are there.
+        """
+        if self.peak_bytes is None:
+            return None
+        return self.peak_bytes - (self.gradient_bytes if self.holds_all_gradients else 0)
 
 
 def as_values(measurement):
     """For a JSON file."""
     return {
         **dataclasses.asdict(measurement),
-        "activation_bytes": measurement.activation_bytes,
+        "peak_less_gradients_bytes": measurement.peak_less_gradients_bytes,
     }
 
 
 def from_values(values):
-    values = {name: value for name, value in values.items() if name != "activation_bytes"}
-    return Measurement(**{**values, "configuration": Configuration(**values["configuration"])})
+    fields = {field.name: values[field.name] for field in dataclasses.fields(Measurement)}
+    return Measurement(**{**fields, "configuration": Configuration(**values["configuration"])})

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from workloads import HEADS, WORKLOADS
 
 THREADS = 2
+RATE = 1e-3
 VERSIONS = {
     "torch": torch.__version__,
     "revlib": version("revlib"),
@@ -120,7 +121,7 @@ def build(configuration):
     blocks = [build_block(workload, index) for index in range(configuration.depth)]
     axis = 1 if workload.name == "convolutional" else len(workload.input_shape) - 1
     model = STACKS[configuration.contestant](blocks, axis)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), RATE)
     loss = nn.MSELoss()
 
     def step():
@@ -131,4 +132,16 @@ def build(configuration):
         x.grad = None
 
     weights = 4 * sum(math.prod(weight.shape) for weight in model.parameters())
-    return Training(step, weights, True)
+
+    def apply_gradients_at_once():
+        for weight in model.parameters():
+            weight.register_post_accumulate_grad_hook(_apply_gradient)
+
+    return Training(step, weights, apply_gradients_at_once)
+
+
+def _apply_gradient(weight):
+    """What the optimizer does, as soon as there is a gradient."""
+    with torch.no_grad():
+        weight.sub_(weight.grad, alpha=RATE)
+    weight.grad = None

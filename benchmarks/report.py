@@ -191,16 +191,18 @@ def named_rows(figures):
 
 def memory_table(measurements):
     activation = series(measurements, "step", "activation_bytes")
-    gradients = series(measurements, "step", "subtracted_gradient_bytes")
+    peak = series(measurements, "step", "peak_bytes")
+    gradients = series(measurements, "step", "gradient_bytes")
     depths = activation.depths()
     header = ["blocks", "contestant", *(f"MiB at {d}" for d in depths)]
-    header += ["MiB added per block", "of plain's", "in outputs, deepest", "MiB of gradients"]
+    header += ["MiB added per block", "of plain's", "in outputs", "ordinary peak", "gradients"]
     rows = []
     for workload, contestant, cells in named_rows(activation):
         added = bytes_per_block(activation, workload, contestant)
         plain = bytes_per_block(activation, workload, plain_of(contestant))
         levels = [activation.median(workload, contestant, d) for d in depths]
-        subtracted = gradients.median(workload, contestant, activation.deepest(workload))
+        deepest = activation.deepest(workload)
+        beside = [f.median(workload, contestant, deepest) for f in (peak, gradients)]
         rows.append(
             [
                 *cells,
@@ -208,7 +210,7 @@ def memory_table(measurements):
                 shown(divide(added, MIB), "{:.3f}"),
                 shown(divide(added, plain), "{:.2%}"),
                 shown(outputs(activation, workload, contestant), "{:.1f}"),
-                shown(divide(subtracted, MIB), "{:.1f}") if subtracted else "0",
+                *(shown(divide(value, MIB), "{:.1f}") for value in beside),
             ]
         )
     return table(header, rows, 2)
@@ -289,10 +291,11 @@ Input shapes have the batch in them; a block sees half of the channels.
 
 ### Activation memory
 
-The peak of a step over the level between steps. From PyTorch's peaks one set of gradients is
-subtracted, because `backward()` ends with all of them; the last column says how much that is.
-"Plain" is mode none on Keras and plain autograd on PyTorch. "In outputs" is the memory of the
-deepest stack over the bytes of its output.
+The peak of a step over the level between steps, with each gradient applied as it arrives. That
+is what TensorFlow does. PyTorch's `backward()` ends with all gradients; its contestants are
+measured in steps that apply each one in a hook. "Plain" is mode none on Keras and plain autograd
+on PyTorch. The last three columns are of the deepest stack: the memory over the bytes of its
+output, the peak of ordinary steps in MiB, and one set of gradients in MiB.
 
 {memory_table(measurements)}
 
