@@ -264,7 +264,8 @@ def goal_table(all_goals):
 def markdown(results):
     """The whole report."""
     measurements, machine = results.measurements, results.machine
-    rounds = max(m.configuration.round + 1 for m in measurements)
+    rounds = max((m.configuration.round + 1 for m in measurements), default=0)
+    rounds = "One round." if rounds == 1 else f"Up to {rounds} rounds."
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB" if machine.get("memory_bytes") else "?"
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     used = [w for w in WORKLOADS if any(m.configuration.workload == w for m in measurements)]
@@ -279,7 +280,7 @@ def markdown(results):
     return (
         f"""\
 {results.date}, {machine["cpu"]}, {machine["cores"]} cores, {memory} of memory, two threads.
-Python {machine["python"]}, {versions}. Up to {rounds} rounds. {results.seconds / 60:.0f} minutes.
+Python {machine["python"]}, {versions}. {rounds} {results.seconds / 60:.0f} minutes.
 
 {blocks}
 

@@ -70,7 +70,7 @@ class Schedule:
 
 
 FULL = Schedule({8: 1, 32: 3, 64: 1}, {8: 1, 64: 1, 256: 1}, FIRST_STEP_CONTESTANTS)
-QUICK = Schedule({4: 1, 16: 1}, {8: 1, 64: 1}, ("reversible", "keras-default"))
+QUICK = Schedule({4: 1, 12: 1}, {8: 1, 64: 1}, ("reversible", "keras-default"))
 
 
 def measure(configuration):
