@@ -261,6 +261,22 @@ def goal_table(all_goals):
     return table(["figure", "goal", "measured", "met"], rows, 1)
 
 
+def first_step_section(measurements):
+    if not any(m.configuration.case == "first step" for m in measurements):
+        return ""
+    jit = {m.jit_compiled for m in measurements if m.configuration.contestant == "keras-default"}
+    default = " Keras's default compile used XLA." if True in jit else ""
+    if jit == {False}:
+        default = " Keras's default compile came out without XLA here."
+    return f"""\
+### Time of the first step
+
+With a small batch, so that tracing and compiling are what takes the time. Building the layers
+is counted apart.{default}
+
+{first_step_table(measurements)}"""
+
+
 def markdown(results):
     """The whole report."""
     measurements, machine = results.measurements, results.machine
@@ -272,10 +288,6 @@ def markdown(results):
     blocks = "\n".join(
         f"- {name}: {WORKLOADS[name].blocks}; input {WORKLOADS[name].input_shape}" for name in used
     )
-    jit = {m.jit_compiled for m in measurements if m.configuration.contestant == "keras-default"}
-    default = " Keras's default compile used XLA." if True in jit else ""
-    if jit == {False}:
-        default = " Keras's default compile came out without XLA here."
     failures = "".join(f"- failed: {failure}\n" for failure in results.failures)
     return (
         f"""\
@@ -304,12 +316,7 @@ output, the peak of ordinary steps in MiB, and one set of gradients in MiB.
 
 {time_table(measurements)}
 
-### Time of the first step
-
-With a small batch, so that tracing and compiling are what takes the time. Building the layers
-is counted apart.{default}
-
-{first_step_table(measurements)}
+{first_step_section(measurements)}
 
 {failures}""".rstrip()
         + "\n"
