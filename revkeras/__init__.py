@@ -3,11 +3,13 @@
 from revkeras import couplings, debugging, layers
 from revkeras.checkpoint import Checkpoint
 from revkeras.checks import ReconstructionMonitor, check_inverse, gradient_drift
+from revkeras.fused_update import FusedUpdate
 from revkeras.reversible_sequential import ReversibleSequential
 
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
+    "FusedUpdate",
     "ReconstructionMonitor",
     "ReversibleSequential",
     "check_inverse",

@@ -78,6 +78,7 @@ class BlockCall:
             lambda carry, fx, source: self._uncouple(carry, fx),
             weights.positions([*function.trainable, *floats]),
             state.positions([*function.state, *others]),
+            owners=(*function.trainable, *floats),
             exact=self.coupling.exact,
             compiled=self.compiled,
         )

@@ -109,6 +109,7 @@ class InvertibleCall:
             uncouple,
             weights.positions(function.trainable),
             state.positions(function.state),
+            owners=function.trainable,
             settles=True,
             compiled=self.compiled,
         )

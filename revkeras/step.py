@@ -39,6 +39,7 @@ class Step:
         weights: The positions, in the stack's list, of the values that the
             block is differentiated by.
         state: The positions of its other values in the stack's list.
+        owners: The variables, or tensors, whose values `weights` are.
         exact: Whether the block must give the same bits when it is replayed.
         settles: Whether it is replayed on the state that it left, not the one
             that it found.
@@ -53,6 +54,7 @@ class Step:
     uncouple: Callable
     weights: tuple[int, ...]
     state: tuple[int, ...]
+    owners: tuple = ()
     exact: bool = False
     settles: bool = False
     compiled: bool = False

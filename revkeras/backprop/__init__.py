@@ -9,9 +9,12 @@ if keras.backend.backend() == "tensorflow":
         compiles_by_default,
         eager_scope,
         gradient_tape,
+        is_eager,
+        offer_update,
         require,
         reversible,
         snapshot,
+        take_updated,
     )
 else:
     raise ImportError(
@@ -27,7 +30,10 @@ __all__ = [
     "compiles_by_default",
     "eager_scope",
     "gradient_tape",
+    "is_eager",
+    "offer_update",
     "require",
     "reversible",
     "snapshot",
+    "take_updated",
 ]

@@ -5,11 +5,13 @@ from revkeras.backprop.tensorflow.graph import (
     are_initialized,
     compiles_by_default,
     eager_scope,
+    is_eager,
     require,
     snapshot,
 )
 from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
+from revkeras.backprop.tensorflow.updates import offer_update, take_updated
 
 __all__ = [
     "are_initialized",
@@ -17,7 +19,10 @@ __all__ = [
     "compiles_by_default",
     "eager_scope",
     "gradient_tape",
+    "is_eager",
+    "offer_update",
     "require",
     "reversible",
     "snapshot",
+    "take_updated",
 ]

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 
 eager_scope = tf.init_scope
+is_eager = tf.executing_eagerly
 
 
 def snapshot(variables: Sequence) -> list[tf.Tensor]:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from revkeras.backprop.tensorflow.graph import add_gradients, detached, refuse_untracked
 from revkeras.backprop.tensorflow.passes import passes
+from revkeras.backprop.tensorflow.updates import note_reads, use_up
 from revkeras.step import Layout, Step, run_steps
 
 
@@ -29,6 +30,7 @@ def reversible(
     all_passes = []
 
     def run_forward(step, *values):
+        note_reads(step.owners)
         all_passes.append(passes(step, *values))
         return all_passes[-1].forward(*values)
 
@@ -52,6 +54,7 @@ def reversible(
                 mine = [outer_weights[p] for p in steps[i].weights]
                 backward = all_passes[i].backward
                 carry, dcarry, dmine = backward(carry, dcarry, mine, replayed[i], dsides[i])
+                dmine, (carry, dcarry) = use_up(steps[i].owners, dmine, (carry, dcarry))
                 for p, d in zip(steps[i].weights, dmine, strict=True):
                     dweights[p] = add_gradients(dweights[p], d)
             return [*layout.join(dcarry), *dweights, *[None] * len(state)]

@@ -1,0 +1,100 @@
+"""Gradients that an optimizer uses up inside the backward pass."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from revkeras.backprop.tensorflow.graph import one_piece
+
+
+@dataclasses.dataclass
+class Ledger:
+    """What a training step's graph has done with variables so far.
+
+    Attributes:
+        reads: How many steps of stacks read each, by the variable's `id`.
+        update: `update(gradients, variables)`, where an optimizer offers it.
+        is_known: Whether that optimizer is to update a variable.
+        updated: The variables that it has updated, by their `id`.
+    """
+
+    reads: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    update: Callable | None = None
+    is_known: Callable | None = None
+    updated: dict = dataclasses.field(default_factory=dict)
+
+
+def ledger() -> Ledger | None:
+    """The ledger of the graph that is being traced; eagerly there is none."""
+    if tf.executing_eagerly():
+        return None
+    graph = tf.compat.v1.get_default_graph()
+    if not hasattr(graph, "_revkeras_ledger"):
+        graph._revkeras_ledger = Ledger()
+    return graph._revkeras_ledger
+
+
+def note_reads(variables: Sequence) -> None:
+    """Notes that a step reads the variables."""
+    if (own := ledger()) is not None:
+        own.reads.update(map(id, variables))
+
+
+def offer_update(update: Callable, is_known: Callable) -> None:
+    """From here on, the backward pass of the step that is being traced calls `update`."""
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        raise ValueError(
+            "FusedUpdate cannot update inside the backward pass under a tf.distribute strategy of "
+            "several replicas, whose gradients are summed at the end. Use the optimizer without it."
+        )
+    if (own := ledger()) is not None:
+        own.update, own.is_known = update, is_known
+
+
+def take_updated() -> dict | None:
+    """Ends the step: the variables that were updated in it; `None` if no update was offered."""
+    own = ledger()
+    if own is None or own.update is None:
+        return None
+    del tf.compat.v1.get_default_graph()._revkeras_ledger
+    return own.updated
+
+
+def use_up(variables: Sequence, gradients: list, tensors: Any) -> tuple[list, Any]:
+    """Updates those variables whose whole gradients these are, where an optimizer asked for it.
+
+    Returns:
+        `(gradients, tensors)`: `None` for each gradient that was used up, and the
+        tensors, once that is done.
+    """
+    own = ledger()
+    if own is None or own.update is None:
+        return gradients, tensors
+    # What several steps read has its gradient when all are added up.
+    whole = [
+        d is not None and own.reads[id(v)] == 1 and own.is_known(v)
+        for v, d in zip(variables, gradients, strict=True)
+    ]
+    mine = [v for v, w in zip(variables, whole, strict=True) if w]
+    if not mine:
+        return gradients, tensors
+    if again := [v.path for v in mine if id(v) in own.updated]:
+        raise ValueError(
+            f"FusedUpdate updates variables inside the backward pass, and this step differentiates "
+            f"them twice: {again}. Use the optimizer without it."
+        )
+    own.updated.update({id(v): v for v in mine})
+
+    def update(used: list) -> tf.Tensor:
+        own.update(used, mine)
+        return tf.constant(True)
+
+    used = [d for d, w in zip(gradients, whole, strict=True) if w]
+    # One operation, that the rest of the backward pass can wait for: the gradients of many
+    # blocks would be there at a time otherwise.
+    with tf.control_dependencies([one_piece(update)(used)]):
+        tensors = tf.nest.map_structure(tf.identity, tensors)
+    return [None if w else d for d, w in zip(gradients, whole, strict=True)], tensors

@@ -1,0 +1,269 @@
+"""Updating inside the backward pass leaves the weights that updating at the end leaves."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import optimizers
+
+import revkeras
+from revkeras import FusedUpdate
+from tests import blocks
+
+
+def dense_blocks():
+    return [blocks.dense(4) for _ in range(5)]
+
+
+def model_of(layers=dense_blocks, head=True, **options):
+    keras.utils.set_random_seed(3)
+    stack = revkeras.ReversibleSequential(layers(), **options)
+    head = [keras.layers.Dense(3)] if head else []
+    return keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), stack, *head])
+
+
+def data(n=32, outputs=3):
+    x = np.random.default_rng(0).standard_normal((n, 8)).astype("float32")
+    return x, np.tile(np.sin(x[:, :1]), (1, outputs))
+
+
+def weights_after(model, optimizer, steps=4, **options):
+    model.compile(optimizer, "mse", **options)
+    x, y = data(outputs=model.output_shape[-1])
+    model.fit(x, y, batch_size=32 // steps, shuffle=False, verbose=0)
+    return model.get_weights()
+
+
+def assert_same_weights(found, expected):
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def updated_in_backward(model):
+    """The variables that the traced step updates inside the backward pass."""
+    found = []
+    update = model.optimizer._update
+    model.optimizer._update = lambda g, v: (found.extend(v), update(g, v))
+    x, y = data(outputs=model.output_shape[-1])
+    model.make_train_function(force=True)
+    model.train_on_batch(x, y)
+    del model.optimizer._update
+    return found
+
+
+OPTIMIZERS = {
+    "sgd": lambda: optimizers.SGD(0.1),
+    "momentum": lambda: optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: optimizers.Adam(0.01),
+    "adamw": lambda: optimizers.AdamW(0.01, weight_decay=0.1),
+    "lion": lambda: optimizers.Lion(0.01),
+    "rmsprop": lambda: optimizers.RMSprop(0.01, centered=True),
+    "adagrad": lambda: optimizers.Adagrad(0.1),
+    "adafactor": lambda: optimizers.Adafactor(0.01),
+    "clipnorm": lambda: optimizers.SGD(0.1, clipnorm=0.01),
+    "clipvalue": lambda: optimizers.SGD(0.1, clipvalue=0.001),
+    "averages": lambda: optimizers.SGD(
+        0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2
+    ),
+    "schedule": lambda: optimizers.Adam(optimizers.schedules.ExponentialDecay(0.05, 1, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_same_weights(name):
+    expected = weights_after(model_of(), OPTIMIZERS[name]())
+    assert_same_weights(weights_after(model_of(), FusedUpdate(OPTIMIZERS[name]())), expected)
+
+
+def test_weight_decay_exclusions():
+    def optimizer():
+        made = optimizers.AdamW(0.01, weight_decay=0.5)
+        made.exclude_from_weight_decay(var_names=["bias"])
+        return made
+
+    expected = weights_after(model_of(), optimizer())
+    assert_same_weights(weights_after(model_of(), FusedUpdate(optimizer())), expected)
+
+
+def test_constraints():
+    def layers():
+        return [keras.layers.Dense(4, kernel_constraint="unit_norm") for _ in range(3)]
+
+    expected = weights_after(model_of(layers), optimizers.SGD(0.1))
+    assert_same_weights(weights_after(model_of(layers), FusedUpdate(optimizers.SGD(0.1))), expected)
+
+
+@pytest.mark.parametrize("options", [{"steps_per_execution": 2}, {"run_eagerly": True}])
+def test_compile_options(options):
+    expected = weights_after(model_of(), optimizers.Adam(0.01), **options)
+    assert_same_weights(
+        weights_after(model_of(), FusedUpdate(optimizers.Adam(0.01)), **options), expected
+    )
+
+
+def test_a_stack_alone():
+    expected = weights_after(model_of(head=False), optimizers.SGD(0.1, use_ema=True))
+    model = model_of(head=False)
+    found = weights_after(model, FusedUpdate(optimizers.SGD(0.1, use_ema=True)))
+    assert_same_weights(found, expected)
+    assert int(model.optimizer.iterations) == 4
+
+
+@pytest.mark.parametrize("make", [lambda: optimizers.SGD(0.1), lambda: optimizers.Adam(0.01)])
+def test_blocks_are_updated_in_the_backward_pass_and_no_others(make):
+    model = model_of()
+    weights_after(model, FusedUpdate(make()))
+    found = {v.path for v in updated_in_backward(model)}
+    assert found == {v.path for v in model.layers[1].trainable_variables}
+
+
+def test_shared_and_frozen_weights():
+    def layers():
+        shared, frozen = keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(4)
+        frozen.trainable = False
+        return [shared, keras.layers.Dense(4), frozen, shared]
+
+    expected = weights_after(model_of(layers), optimizers.Adam(0.01))
+    model = model_of(layers)
+    assert_same_weights(weights_after(model, FusedUpdate(optimizers.Adam(0.01))), expected)
+    found = {v.path for v in updated_in_backward(model)}
+    assert found == {v.path for v in model.layers[1].layers[1].trainable_variables}
+
+
+def test_a_stack_that_is_called_twice():
+    def model():
+        keras.utils.set_random_seed(3)
+        stack = revkeras.ReversibleSequential([blocks.dense(4) for _ in range(3)])
+        x = keras.Input((8,))
+        return keras.Model(x, stack(keras.layers.Dense(8)(stack(x))))
+
+    expected = weights_after(model(), optimizers.Adam(0.01))
+    assert_same_weights(weights_after(model(), FusedUpdate(optimizers.Adam(0.01))), expected)
+
+
+def test_other_memory_modes_are_updated_at_the_end():
+    expected = weights_after(model_of(), optimizers.Adam(0.01))
+    model = model_of(memory_mode="checkpoint")
+    assert_same_weights(weights_after(model, FusedUpdate(optimizers.Adam(0.01))), expected)
+    assert not updated_in_backward(model)
+
+
+def test_a_training_loop_of_ones_own():
+    x, y = map(tf.constant, data(8))
+    results = []
+    for optimizer in optimizers.Adam(0.01), FusedUpdate(optimizers.Adam(0.01)):
+        model = model_of()
+        optimizer.build(model.trainable_variables)
+
+        @tf.function
+        def step(model=model, optimizer=optimizer):
+            with tf.GradientTape() as tape:
+                loss = optimizer.scale_loss(tf.reduce_mean((model(x, training=True) - y) ** 2))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply(gradients, model.trainable_variables)
+            return loss
+
+        for _ in range(3):
+            step()
+        results.append(model.get_weights())
+    assert_same_weights(*results)
+
+
+def test_a_loop_that_does_not_scale_the_loss_is_told():
+    model, optimizer = model_of(), FusedUpdate(optimizers.SGD(0.1))
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(tf.ones((2, 8))))
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+
+    with pytest.raises(ValueError, match=r"optimizer.scale_loss\(loss\)"):
+        step()
+
+
+def test_regularized_weights_are_refused():
+    def layers():
+        return [keras.layers.Dense(4, kernel_regularizer="l2") for _ in range(3)]
+
+    with pytest.raises(ValueError, match="Use `weight_decay` instead of regularizers"):
+        weights_after(model_of(layers), FusedUpdate(optimizers.SGD(0.1)))
+
+
+def test_two_differentiations_are_refused():
+    model, optimizer = model_of(), FusedUpdate(optimizers.SGD(0.1))
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step():
+        with tf.GradientTape(persistent=True) as tape:
+            loss = optimizer.scale_loss(tf.reduce_sum(model(tf.ones((2, 8)))))
+        tape.gradient(loss, model.trainable_variables)
+        tape.gradient(loss, model.trainable_variables)
+
+    with pytest.raises(ValueError, match="differentiates them twice"):
+        step()
+
+
+def test_under_a_distribution_strategy_it_is_refused():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = model_of()
+        model.compile(FusedUpdate(optimizers.SGD(0.1)), "mse")
+    with pytest.raises(ValueError, match="tf.distribute"):
+        model.fit(*data(), verbose=0)
+
+
+def test_loss_scaling_is_refused():
+    policy = keras.dtype_policies.DTypePolicy("mixed_float16")
+    model = model_of(lambda: [keras.layers.Dense(4, dtype=policy) for _ in range(3)])
+    with pytest.raises(ValueError, match="expected an optimizer that updates each variable"):
+        FusedUpdate(optimizers.LossScaleOptimizer(optimizers.SGD(0.1)))
+    model.compile(optimizers.LossScaleOptimizer(FusedUpdate(optimizers.SGD(0.1))), "mse")
+    with pytest.raises(ValueError, match="Loss scaling"):
+        model.fit(*data(), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optimizers.SGD(0.1, global_clipnorm=1.0), "global_clipnorm=1.0 .* use `clipnorm`"),
+        (lambda: optimizers.SGD(0.1, loss_scale_factor=8.0), "loss_scale_factor=8.0"),
+        (
+            lambda: optimizers.SGD(0.1, gradient_accumulation_steps=2),
+            "gradient_accumulation_steps=2",
+        ),
+        (lambda: optimizers.Nadam(0.1), "received a Nadam"),
+        (lambda: FusedUpdate(optimizers.SGD(0.1)), "received a FusedUpdate"),
+    ],
+)
+def test_optimizers_that_need_all_at_once_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        FusedUpdate(make())
+
+
+def test_what_is_no_optimizer():
+    with pytest.raises(TypeError, match="`inner_optimizer`: expected a Keras optimizer .*'adam'"):
+        FusedUpdate("adam")
+
+
+def test_saved_and_loaded(tmp_path):
+    model = model_of()
+    weights_after(model, FusedUpdate(optimizers.Adam(0.01)))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x, y = data()
+    for m in model, loaded:
+        m.fit(x, y, shuffle=False, verbose=0)
+    assert_same_weights(loaded.get_weights(), model.get_weights())
+
+
+def test_learning_rate_is_the_inner_ones():
+    model = model_of()
+    model.compile(FusedUpdate(optimizers.SGD(0.1)), "mse")
+    seen = keras.callbacks.LearningRateScheduler(lambda epoch: 0.5**epoch)
+    history = model.fit(*data(), epochs=2, callbacks=[seen], verbose=0)
+    assert history.history["learning_rate"] == [1.0, 0.5]
+    assert float(model.optimizer.inner_optimizer.learning_rate) == 0.5
