@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fresh_process
+import fused_update
 import pytest
 import report
 import training_step
@@ -51,6 +53,15 @@ def test_one_configuration_in_a_fresh_process(tmp_path):
     assert set(values["versions"]) == {"revkeras", "keras", "tensorflow"}
     assert values["machine"]["cores"] >= 1
     assert "| convolutional |" in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+def test_fused_update_in_a_fresh_process():
+    configuration = fused_update.Configuration("fused", depth=2, width=4, batch=2, steps=1)
+    environment = {"PYTHONPATH": str(ROOT)}
+    found = fresh_process.measure(ROOT / "benchmarks/fused_update.py", configuration, environment)
+    assert found["weight_bytes"] == 2 * 2 * 4 * 4 * 4
+    assert found["step_seconds"] > 0
 
 
 def test_a_wrong_value_is_an_error(capsys):
