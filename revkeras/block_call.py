@@ -81,6 +81,7 @@ class BlockCall:
             owners=(*function.trainable, *floats),
             exact=self.coupling.exact,
             compiled=self.compiled,
+            inference=self.training is False,
         )
         return step, packing.unpack
 

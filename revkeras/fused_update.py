@@ -16,11 +16,13 @@ class FusedUpdate(keras.optimizers.Optimizer):
     first. With this around the optimizer, the backward pass of a `ReversibleSequential`
     updates a block as soon as it has that block's gradients and forgets them, so only
     one block's exist at a time ([Lv et al., 2023](https://arxiv.org/abs/2306.09782)).
-    Weights of other layers, and those that several blocks share, are updated at the
-    end as ever. The weights after a step are the same.
+    Weights of other layers, and those that several reversible blocks share, are
+    updated at the end as ever. The weights after a step are the same.
 
     In a training loop of your own, call `scale_loss(loss)` inside the tape, as
-    `fit` does, and use a `tf.function`; eagerly nothing is fused.
+    `fit` does, and take the gradient and apply it in one `tf.function`; eagerly
+    nothing is fused. After `scale_loss`, the backward pass updates whatever the
+    gradient is taken for, and the gradients of updated weights are `None`.
 
     Args:
         inner_optimizer: A Keras optimizer that updates each variable by itself. Of
@@ -52,6 +54,7 @@ class FusedUpdate(keras.optimizers.Optimizer):
         _refuse_all_at_once(inner_optimizer)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
+        self._began_eagerly = True  # or in a graph, as the last step's `scale_loss` did
 
     def build(self, variables: list) -> None:
         # A step is traced again if its first trace made variables, and that trace came too
@@ -78,29 +81,33 @@ class FusedUpdate(keras.optimizers.Optimizer):
 
     def scale_loss(self, loss: Any) -> Any:
         """`loss` as it is. From here on, the backward pass of this step updates."""
+        self._began_eagerly = backprop.is_eager()
         if self.built:
             backprop.offer_update(self._update, self._is_known)
         return loss
 
     def apply(self, grads: Sequence, trainable_variables: Sequence | None = None) -> None:
         """Updates what the backward pass has not."""
-        variables = list(trainable_variables or self._trainable_variables)
         if not self.built:
-            self.build(variables)
-            self.inner_optimizer.apply(grads, variables)
+            if trainable_variables is not None:
+                self.build(list(trainable_variables))
+            self.inner_optimizer.apply(grads, trainable_variables)
             return
+        variables = list(trainable_variables or self._trainable_variables)
         updated = backprop.take_updated()
-        if updated is None and not backprop.is_eager():
+        if updated is None and self._began_eagerly is not backprop.is_eager():
             raise ValueError(
                 "FusedUpdate was not told of the step's beginning, so it updated nothing inside "
                 "the backward pass. In a training loop of your own, write `loss = "
-                "optimizer.scale_loss(loss)` inside the tape. Loss scaling, which a float16 policy "
+                "optimizer.scale_loss(loss)` inside the tape, and take the gradient and apply it "
+                "in one `tf.function`, or eagerly both. Loss scaling, which a float16 policy "
                 "turns on, needs all gradients at once: use bfloat16, or "
                 "`compile(auto_scale_loss=False)`."
             )
         if not updated:
             self.inner_optimizer.apply(grads, variables)
             return
+        _refuse_subsets([v.path for i, v in updated.items() if i not in set(map(id, variables))])
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
         _refuse_other_uses([v.path for _, v in pairs if id(v) in updated])
         if pairs:
@@ -108,6 +115,12 @@ class FusedUpdate(keras.optimizers.Optimizer):
         else:
             self.inner_optimizer._backend_apply_gradients([], [])  # moving averages of all weights
             self.inner_optimizer.iterations.assign_add(1)
+        for variable in updated.values():  # after the moving averages, as in Keras
+            if variable.constraint is not None:
+                variable.assign(variable.constraint(variable))
+
+    def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
+        self.inner_optimizer.exclude_from_weight_decay(*args, **kwargs)
 
     def finalize_variable_values(self, var_list: list) -> None:
         self.inner_optimizer.finalize_variable_values(var_list)
@@ -134,9 +147,14 @@ class FusedUpdate(keras.optimizers.Optimizer):
         gradients = inner._clip_gradients(gradients)
         inner._apply_weight_decay(variables)
         inner._backend_update_step(gradients, variables, inner.learning_rate)
-        for variable in variables:
-            if variable.constraint is not None:
-                variable.assign(variable.constraint(variable))
+
+
+def _refuse_subsets(paths: list[str]) -> None:
+    if paths:
+        raise ValueError(
+            f"FusedUpdate has updated {paths} inside the backward pass, but their gradients were "
+            "not to be applied. Build the optimizer with the variables that it is to update."
+        )
 
 
 def _refuse_other_uses(paths: list[str]) -> None:
@@ -162,9 +180,9 @@ def _refuse_all_at_once(optimizer: keras.optimizers.Optimizer) -> None:
                 f"only one block's gradients at a time, and {option}="
                 f"{getattr(optimizer, option)!r} needs {reason}."
             )
-    base = keras.optimizers.Optimizer
-    wraps = hasattr(optimizer, "inner_optimizer")
-    if wraps or type(optimizer)._backend_update_step is not base._backend_update_step:
+    own, base = type(optimizer), keras.optimizers.Optimizer
+    whole = ("apply", "apply_gradients", "_backend_apply_gradients", "_backend_update_step")
+    if any(getattr(own, name) is not getattr(base, name) for name in whole):
         raise ValueError(
             "Invalid value for argument `inner_optimizer`: expected an optimizer that updates each "
             f"variable by itself, such as SGD, Adam or AdamW, received a {type(optimizer).__name__}"

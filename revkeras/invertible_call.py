@@ -112,6 +112,7 @@ class InvertibleCall:
             owners=function.trainable,
             settles=True,
             compiled=self.compiled,
+            inference=self.training is False,
         )
         return step, packing.unpack
 

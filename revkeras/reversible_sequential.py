@@ -94,9 +94,10 @@ class ReversibleSequential(keras.layers.Layer):
         jit_compile: Boolean or `"auto"`, whether XLA compiles the steps of the
             `"reversible"` mode, each once for all blocks that are the same. The
             layer stays out of a compile of the whole model, in which memory
-            would grow with depth. Defaults to `"auto"`, which means what it means
-            in `Model.compile()`: not on machines without an accelerator, where
-            it is slower.
+            would grow with depth, whatever `Model.compile()` is told. Defaults to
+            `"auto"`, which decides as `Model.compile()` would: not on machines
+            without an accelerator, where it is slower. Blocks that draw random
+            numbers have no gradients of gradients with it.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`. `dtype` is
             the dtype of the two streams; left out, it is the variable dtype
             of the global policy, so that they stay in float32 under mixed

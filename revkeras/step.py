@@ -44,6 +44,7 @@ class Step:
         settles: Whether it is replayed on the state that it left, not the one
             that it found.
         compiled: Whether it is compiled by XLA.
+        inference: Whether it is called with `training=False`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Step:
     exact: bool = False
     settles: bool = False
     compiled: bool = False
+    inference: bool = False
 
 
 def run_step(step: Step, carry: list, weights: list, state: list) -> tuple[list, list, dict]:

@@ -3,8 +3,8 @@
 import tensorflow as tf
 
 
-def graph_of_gradient(layer, x, **arguments):
-    """The graph of a step's gradient, with the functions that it calls."""
+def graph_function(layer, x, **arguments):
+    """A traced function from an input like `x` to the gradients at it and at the weights."""
 
     @tf.function
     def gradient(x):
@@ -13,7 +13,12 @@ def graph_of_gradient(layer, x, **arguments):
             y = tf.reduce_sum(layer(x, **arguments))
         return tape.gradient(y, [x, *(w.value for w in layer.trainable_variables)])
 
-    return gradient.get_concrete_function(x).graph
+    return gradient.get_concrete_function(x)
+
+
+def graph_of_gradient(layer, x, **arguments):
+    """The graph of a step's gradient, with the functions that it calls."""
+    return graph_function(layer, x, **arguments).graph
 
 
 def operations(graph, kind):

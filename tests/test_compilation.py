@@ -1,13 +1,16 @@
 """Steps compiled by XLA."""
 
+import gc
+
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import revkeras
 from revkeras.backprop.tensorflow.compilation import compiled
 from tests import blocks
-from tests.graphs import graph_of_gradient, operations
+from tests.graphs import graph_function, graph_of_gradient, operations
 from tests.modes import assert_same, built, in_mode, run_step
 
 INPUTS = {"convolution": (2, 4, 4, 8), "noise": (4, 6, 8)}
@@ -24,6 +27,53 @@ def test_same_as_plain_training_under_xla(kind):
     # Compared inside XLA: it draws other random bits than the kernels it replaces.
     expected = run_step(in_mode(stack, "none"), x, training=True, jit_compile=True)
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "conditional"])
+def test_functions_inside_outlive_the_trace(kind):
+    class Conditional(keras.layers.Layer):
+        def call(self, x):
+            x = keras.random.dropout(x, 0.5, seed=3)
+            return tf.cond(tf.reduce_sum(x) > 0.0, lambda: 0.5 * x, lambda: x)
+
+    def block():
+        if kind == "conditional":
+            return Conditional()
+        return keras.Sequential(
+            [keras.layers.SimpleRNN(4, return_sequences=True), keras.layers.Dropout(0.5)]
+        )
+
+    x = tf.random.stateless_normal((2, 3, 8), (0, 1))
+    layers = [block() for _ in range(2)]
+    stack = built(revkeras.ReversibleSequential(layers, jit_compile=True), x)
+    gradient = graph_function(stack, x, training=True)
+    gc.collect()
+    assert np.all(np.isfinite(gradient(x)[0]))
+
+
+def test_one_tensor_in_two_places_eagerly():
+    @keras.saving.register_keras_serializable("tests")
+    class Product(keras.layers.Layer):
+        def call(self, x, a=None, b=None):
+            return x * a * b
+
+    x = tf.random.stateless_normal((6, 8), (0, 1))
+    c = x[:, :4]
+    stack = revkeras.ReversibleSequential([Product() for _ in range(2)], jit_compile=True)
+    stack(x, a=c, b=c)
+    found = run_step(in_mode(stack, "reversible"), x, graph=False, a=c, b=c)
+    assert_same(found, run_step(in_mode(stack, "none"), x, graph=False, a=c, b=c))
+
+
+def test_custom_gradients_are_exported(tmp_path):
+    stack = revkeras.ReversibleSequential(
+        [keras.layers.Dense(4, activation="silu") for _ in range(2)], jit_compile=True
+    )
+    model = keras.Sequential([keras.Input((8,)), stack])
+    model.export(tmp_path, verbose=False)
+    x = tf.random.stateless_normal((6, 8), (0, 1))
+    loaded = tf.saved_model.load(tmp_path)
+    tf.debugging.assert_near(loaded.serve(x), model(x), 1e-4, 1e-4)
 
 
 def test_compiled_blocks_share():

@@ -77,21 +77,24 @@ def test_same_weights(name):
 
 
 def test_weight_decay_exclusions():
-    def optimizer():
-        made = optimizers.AdamW(0.01, weight_decay=0.5)
-        made.exclude_from_weight_decay(var_names=["bias"])
-        return made
+    found = []
+    for wrapped in FusedUpdate, lambda optimizer: optimizer:
+        optimizer = wrapped(optimizers.AdamW(0.01, weight_decay=0.5))
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        found.append(weights_after(model_of(), optimizer))
+    assert_same_weights(*found)
 
-    expected = weights_after(model_of(), optimizer())
-    assert_same_weights(weights_after(model_of(), FusedUpdate(optimizer())), expected)
 
-
-def test_constraints():
+@pytest.mark.parametrize("averages", [{}, {"use_ema": True, "ema_overwrite_frequency": 2}])
+def test_constraints(averages):
     def layers():
         return [keras.layers.Dense(4, kernel_constraint="unit_norm") for _ in range(3)]
 
-    expected = weights_after(model_of(layers), optimizers.SGD(0.1))
-    assert_same_weights(weights_after(model_of(layers), FusedUpdate(optimizers.SGD(0.1))), expected)
+    found, expected = (
+        weights_after(model_of(layers), wrapped(optimizers.SGD(0.5, **averages)))
+        for wrapped in (FusedUpdate, lambda optimizer: optimizer)
+    )
+    assert_same_weights(found, expected)
 
 
 @pytest.mark.parametrize("options", [{"steps_per_execution": 2}, {"run_eagerly": True}])
@@ -207,8 +210,57 @@ def test_two_differentiations_are_refused():
         step()
 
 
-def test_under_a_distribution_strategy_it_is_refused():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_gradients_that_were_not_to_be_applied_are_refused():
+    model, optimizer = model_of(), FusedUpdate(optimizers.SGD(0.1))
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step():
+        head = model.layers[-1].trainable_variables
+        with tf.GradientTape() as tape:
+            loss = optimizer.scale_loss(tf.reduce_sum(model(tf.ones((2, 8)))))
+        optimizer.apply(tape.gradient(loss, head), head)
+
+    with pytest.raises(ValueError, match="not to be applied. Build the optimizer with"):
+        step()
+
+
+def test_gradients_applied_outside_of_their_function_are_refused():
+    model, optimizer = model_of(), FusedUpdate(optimizers.SGD(0.1))
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def gradients():
+        with tf.GradientTape() as tape:
+            loss = optimizer.scale_loss(tf.reduce_sum(model(tf.ones((2, 8)))))
+        return tape.gradient(loss, model.trainable_variables)
+
+    with pytest.raises(ValueError, match="in one `tf.function`"):
+        optimizer.apply(gradients(), model.trainable_variables)
+
+
+def test_two_optimizers_that_overlap_are_refused():
+    pairs = [(model_of(), FusedUpdate(optimizers.SGD(0.1))) for _ in range(2)]
+    for model, optimizer in pairs:
+        optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step():
+        for model, optimizer in pairs:
+            optimizer.scale_loss(tf.reduce_sum(model(tf.ones((2, 8)))))
+
+    with pytest.raises(ValueError, match="Two FusedUpdate optimizers"):
+        step()
+
+
+def test_not_built_and_without_variables():
+    with pytest.raises(ValueError, match="must already be built"):
+        FusedUpdate(optimizers.SGD(0.1)).apply([tf.ones(3)])
+
+
+@pytest.mark.parametrize("devices", [["CPU:0"], ["CPU:0", "CPU:1"]])
+def test_under_a_distribution_strategy_it_is_refused(devices):
+    strategy = tf.distribute.MirroredStrategy(devices)
     with strategy.scope():
         model = model_of()
         model.compile(FusedUpdate(optimizers.SGD(0.1)), "mse")
@@ -226,6 +278,13 @@ def test_loss_scaling_is_refused():
         model.fit(*data(), verbose=0)
 
 
+class Scaled(optimizers.SGD):
+    """An optimizer that changes all gradients before it applies them."""
+
+    def apply(self, grads, trainable_variables=None):
+        super().apply([0.1 * g for g in grads], trainable_variables)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -236,6 +295,7 @@ def test_loss_scaling_is_refused():
             "gradient_accumulation_steps=2",
         ),
         (lambda: optimizers.Nadam(0.1), "received a Nadam"),
+        (lambda: Scaled(0.1), "received a Scaled"),
         (lambda: FusedUpdate(optimizers.SGD(0.1)), "received a FusedUpdate"),
     ],
 )

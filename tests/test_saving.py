@@ -135,3 +135,11 @@ def test_saved_model_without_revkeras(tmp_path, mode):
         """,
         tmp_path,
     )
+
+
+def test_converted_to_tflite():
+    stack = revkeras.ReversibleSequential([keras.layers.Dense(4) for _ in range(3)])
+    model = keras.Sequential([keras.Input((8,)), stack])
+    function = tf.function(lambda x: model(x, training=False))
+    concrete = function.get_concrete_function(tf.TensorSpec((2, 8)))
+    assert tf.lite.TFLiteConverter.from_concrete_functions([concrete], model).convert()

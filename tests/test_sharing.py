@@ -173,7 +173,8 @@ def test_random_numbers_that_cannot_be_drawn_again_are_refused(x, draw):
     stack = stack_of(layers, x)
     message = "Block 0 .'noisy'.* draws random numbers .*`keras.random`"
     with pytest.raises(ValueError, match=message):
-        tf.function(stack)(x)
+        tf.function(stack)(x, training=True)
+    tf.function(stack)(x, training=False)  # nothing is replayed
     tf.function(stack_of(layers, x, memory_mode="none"))(x)
 
 

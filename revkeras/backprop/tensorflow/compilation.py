@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from revkeras.backprop.tensorflow.graph import one_piece
 from revkeras.backprop.tensorflow.tracing import tensors_of, trace
 
 _PHILOX = tf.random.Algorithm.PHILOX.value
@@ -19,11 +20,15 @@ def compiled(function: Callable) -> Callable:
     to draw a million that way and 0.02 s this way.
     """
     if tf.executing_eagerly():
-        return function
+        return one_piece(function)
 
     def with_philox(*arguments: Any) -> Any:
         found = trace(function, arguments)
         definition = found.definition
+        if not any(_draws(node) for node in definition.node):
+            return function(*arguments)
+        # With their graph, the functions that it calls would be forgotten.
+        tf.compat.v1.get_default_graph()._revkeras_trace = found
         _name_philox(definition.node)
         given = zip(tensors_of(arguments), found.arguments, strict=True)
         values = {x.op.name: value for value, x in [*given, *found.reads]}
@@ -36,6 +41,10 @@ def compiled(function: Callable) -> Callable:
     return tf.function(with_philox, autograph=False, jit_compile=True)
 
 
+def _draws(node: Any) -> bool:
+    return node.op.startswith("Stateless") and node.op.endswith(("V2", "V3"))
+
+
 def _name_philox(nodes: Any) -> None:
     """Names Philox to all operations that draw numbers by any algorithm."""
     by_name = {node.name: node for node in nodes}
@@ -43,7 +52,7 @@ def _name_philox(nodes: Any) -> None:
     philox.attr["dtype"].type = tf.int32.as_datatype_enum
     philox.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(_PHILOX))
     for node in by_name.values():
-        if node.op.startswith("Stateless") and node.op.endswith(("V2", "V3")):
+        if _draws(node):
             algorithm = by_name.get(node.input[3])
             if algorithm is None or algorithm.op != "Const":
                 continue  # computed: nobody left it to the compiler

@@ -1,5 +1,6 @@
 """What keeps TensorFlow from merging, reordering or recording what must not be."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ def compiles_by_default() -> bool:
     """Whether Keras would have XLA compile a model that does not say."""
     return (
         any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
+        and sys.platform != "darwin"
         and not tf.distribute.has_strategy()
         and not is_op_determinism_enabled()
     )
@@ -105,7 +107,13 @@ def refuse_untracked(variables: Sequence[tf.Variable]) -> None:
         )
 
 
-_DRAWS = {"Multinomial", "ParameterizedTruncatedNormal", "TruncatedNormal"}
+_DRAWS = {"FractionalAvgPool", "FractionalMaxPool", "NonDeterministicInts", "RandomPoisson"}
+_DRAWS |= {
+    "StatefulRandomBinomial",
+    "Multinomial",
+    "ParameterizedTruncatedNormal",
+    "TruncatedNormal",
+}
 _DRAWS |= {"RandomGamma", "RandomPoissonV2", "RandomShuffle", "RandomStandardNormal"}
 _DRAWS |= {"RandomUniform", "RandomUniformInt", "RngReadAndSkip"}
 

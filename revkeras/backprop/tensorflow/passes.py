@@ -44,11 +44,13 @@ def passes(step: Step, carry: list, weights: list, state: list) -> Passes:
         return _passes(step)
     values = carry, weights, state
     found = fingerprint(_all_that_differs(step), values)
-    refuse_unreplayable(step.name, found.operations)
+    if not step.inference:
+        refuse_unreplayable(step.name, found.operations)
     if not found.shows_gradient:
         found = fingerprint(_all_that_differs(step, with_gradient=True), values)
     # A message of `revkeras.debugging` names the step.
-    key = found, step.exact, step.settles, step.compiled, checks_enabled() and step.name
+    flags = step.exact, step.settles, step.compiled, step.inference
+    key = found, flags, checks_enabled() and step.name
     known = _passes_in(tf.compat.v1.get_default_graph())
     if key not in known:
         known[key] = _passes(step)
@@ -85,7 +87,9 @@ def _passes(step: Step) -> Passes:
     # their last bits differ. In a function of its own it does the same to a block each time.
     block = one_piece(step.block) if step.exact else step.block
     forward = _forward(dataclasses.replace(step, block=block))
-    return Passes(whole(forward), whole(_backward(step, block)))
+    # Outside of training nothing needs to be kept apart, and TFLite converts no function calls.
+    is_open = step.inference and not step.compiled and not tf.executing_eagerly()
+    return Passes(forward if is_open else whole(forward), whole(_backward(step, block)))
 
 
 def _forward(step: Step) -> Callable:

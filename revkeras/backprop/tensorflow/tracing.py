@@ -16,12 +16,14 @@ class Trace:
         arguments: The tensors of the graph that stand for its arguments, in order.
         reads: Pairs of a tensor that it read from outside, and what stands for it.
         results: The structure that it returned, of tensors of the graph and `None`.
+        graph: What owns the functions that the definition calls.
     """
 
     definition: Any
     arguments: list[tf.Tensor]
     reads: list[tuple[tf.Tensor, tf.Tensor]]
     results: Any
+    graph: tf.Graph
 
 
 def trace(function: Callable, arguments: Any) -> Trace:
@@ -37,7 +39,7 @@ def trace(function: Callable, arguments: Any) -> Trace:
         )
     # Small eager tensors become constants, whose values the definition has.
     reads = [(outside, x) for outside, x in graph.captures if x.op.type == "Placeholder"]
-    return Trace(graph.as_graph_def(), tensors_of(placeholders), reads, results)
+    return Trace(graph.as_graph_def(), tensors_of(placeholders), reads, results, graph)
 
 
 def tensors_of(structure: Any) -> list[tf.Tensor]:

@@ -39,19 +39,29 @@ def ledger() -> Ledger | None:
 
 def note_reads(variables: Sequence) -> None:
     """Notes that a step reads the variables."""
-    if (own := ledger()) is not None:
+    own = ledger()
+    if own is not None:
         own.reads.update(map(id, variables))
 
 
 def offer_update(update: Callable, is_known: Callable) -> None:
     """From here on, the backward pass of the step that is being traced calls `update`."""
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync > 1 or isinstance(strategy, tf.distribute.MirroredStrategy):
         raise ValueError(
             "FusedUpdate cannot update inside the backward pass under a tf.distribute strategy of "
-            "several replicas, whose gradients are summed at the end. Use the optimizer without it."
+            "replicas, whose gradients are summed at the end. Use the optimizer without it."
         )
-    if (own := ledger()) is not None:
-        own.update, own.is_known = update, is_known
+    own = ledger()
+    if own is None:
+        return
+    if own.update not in (None, update):
+        raise ValueError(
+            "Two FusedUpdate optimizers have scaled a loss in one step, so the backward pass would "
+            "not know whose weights to update. Apply the first one's gradients before the second "
+            "one's `scale_loss(loss)`."
+        )
+    own.update, own.is_known = update, is_known
 
 
 def take_updated() -> dict | None:
