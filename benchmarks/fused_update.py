@@ -13,9 +13,11 @@ import dataclasses
 import json
 
 import fresh_process
+from step_cost import memory
+from tables import table
 
 MIB = 2**20
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "TF_CPP_MIN_LOG_LEVEL": "2"}
+ENVIRONMENT = {**memory.ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "2"}
 CASES = {
     "all at once": "SGD(global_clipnorm=1)",
     "as they arrive": "SGD()",
@@ -39,7 +41,6 @@ def measure(configuration):
     import keras
 
     import revkeras
-    from revkeras.memory import measure_steps
 
     width, case = configuration.width, configuration.case
     blocks = [
@@ -56,7 +57,7 @@ def measure(configuration):
     optimizer = keras.optimizers.SGD(1e-5, global_clipnorm=1.0 if case == "all at once" else None)
     model.compile(revkeras.FusedUpdate(optimizer) if case == "fused" else optimizer, "mse")
     x = keras.random.normal((configuration.batch, 2 * width), seed=0)
-    cost = measure_steps(lambda: model.train_on_batch(x, x), configuration.steps)
+    cost = memory.measure_steps(lambda: model.train_on_batch(x, x), configuration.steps)
     weights = 4 * model.count_params()
     return {
         "weight_bytes": weights,
@@ -66,19 +67,23 @@ def measure(configuration):
 
 
 def run(arguments):
-    rows = ["| gradients | optimizer | weights, MiB | held, MiB | of the first | step, s |"]
-    rows.append("| --- | --- | ---: | ---: | ---: | ---: |")
-    first = None
+    header = ["gradients", "optimizer", "weights, MiB", "held, MiB", "of the first", "step, s"]
+    rows, first = [], None
     for case, optimizer in CASES.items():
         c = Configuration(case, arguments.depth, arguments.width, arguments.batch, arguments.steps)
         found = fresh_process.measure(__file__, c, ENVIRONMENT)
         first = first or found["held_bytes"]
         rows.append(
-            f"| {case} | `{optimizer}` | {found['weight_bytes'] / MIB:.0f} | "
-            f"{found['held_bytes'] / MIB:.0f} | {found['held_bytes'] / first:.2f} | "
-            f"{found['step_seconds']:.2f} |"
+            [
+                case,
+                f"`{optimizer}`",
+                f"{found['weight_bytes'] / MIB:.0f}",
+                f"{found['held_bytes'] / MIB:.0f}",
+                f"{found['held_bytes'] / first:.2f}",
+                f"{found['step_seconds']:.2f}",
+            ]
         )
-    print("\n".join(rows))
+    print(table(header, rows, text_columns=2))
 
 
 def parse_arguments():

@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 
 from measurement import CONTESTANTS, Measurement, plain_of
+from tables import table
 from workloads import WORKLOADS
 
 MIB = 2**20
@@ -175,11 +176,6 @@ def goals(measurements):
 
 def shown(value, form="{:.2f}"):
     return "" if value is None else form.format(value)
-
-
-def table(header, rows, text_columns):
-    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
 def named_rows(figures):

@@ -21,7 +21,6 @@ without it they are left out. Writes `benchmark.json`, `benchmark.md` and plots.
 import argparse
 import dataclasses
 import datetime
-import importlib.util
 import itertools
 import json
 import sys
@@ -40,11 +39,12 @@ from measurement import (
     as_values,
     from_values,
 )
+from step_cost import memory
 from workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "65536",
+    **memory.ENVIRONMENT,
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "TF_NUM_INTRAOP_THREADS": "2",
     "TF_NUM_INTEROP_THREADS": "2",
@@ -75,11 +75,6 @@ QUICK = Schedule({4: 1, 12: 1}, {8: 1, 64: 1}, ("reversible", "keras-default"))
 
 def measure(configuration):
     """Measures a configuration in this process; returns the versions of what it used too."""
-    # By its path: importing revkeras needs TensorFlow, which PyTorch's environment lacks.
-    path = ROOT / "revkeras" / "memory.py"
-    spec = importlib.util.spec_from_file_location("memory", path)
-    memory = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(memory)
     if configuration.contestant in PYTORCH_CONTESTANTS:
         import pytorch_contestants as contestants
     else:

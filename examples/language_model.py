@@ -23,7 +23,7 @@ import keras
 import numpy as np
 
 import revkeras
-from revkeras.memory import measure_steps
+from revkeras.memory import ENVIRONMENT, measure_steps
 
 MODES = {
     "reversible": "revkeras, reversible",
@@ -186,7 +186,7 @@ def measure_in_fresh_process(mode, arguments):
     command = [sys.executable, __file__, "--measure", mode]
     for name, value in {**sizes, "measure-steps": a.measure_steps}.items():
         command += [f"--{name}", str(value)]
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    env = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,10 +1,16 @@
 """What a training step costs: activation bytes and seconds, measured in this process."""
 
 import dataclasses
+import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+# With these in a process's environment, freed tensors go back to the system: glibc keeps
+# smaller blocks, and TensorFlow has a pool of its own on processors where it uses oneDNN.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "true"}
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -30,8 +36,9 @@ def measure_steps(step: Callable[[], object], steps: int = 5) -> StepCost:
     The first two steps are taken before anything is noted, so that compilers,
     optimizer slots and caches are in the level and not in the peak. Linux only,
     and for the whole process: measure one configuration per fresh process, with
-    `MALLOC_MMAP_THRESHOLD_=65536` in its environment, so that freed tensors go
-    back to the system.
+    `revkeras.memory.ENVIRONMENT` in its environment (`MALLOC_MMAP_THRESHOLD_=65536
+    TF_ONEDNN_USE_SYSTEM_ALLOCATOR=true`), so that freed tensors go back to the
+    system. Without it there is a warning, and activations may not be seen.
 
     Args:
         step: Takes one training step when called.
@@ -54,6 +61,13 @@ def measure_steps(step: Callable[[], object], steps: int = 5) -> StepCost:
     >>> cost.step_seconds > 0
     True
     """
+    if missing := [f"{k}={v}" for k, v in ENVIRONMENT.items() if os.environ.get(k) != v]:
+        warnings.warn(
+            "Memory that freed tensors leave in a pool is not seen to be freed, so activation "
+            f"bytes may be far too low. Start the process with {' '.join(missing)} in its "
+            "environment.",
+            stacklevel=2,
+        )
     for _ in range(2):
         step()
     _CLEAR_REFS.write_text("5")  # resets the high-water mark

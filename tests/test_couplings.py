@@ -123,21 +123,22 @@ def test_saved_with_the_model(tmp_path):
 def test_momentum_warns_beyond_its_depth():
     coupling = Momentum(0.9)
     limit = coupling.depth_limit("float32")
-    assert 100 < limit < 130
+    assert 60 < limit < 80
     assert coupling.depth_limit("float64") > 2 * limit
     with pytest.warns(UserWarning, match=f"holds up to about {limit} blocks.*has {limit + 1}"):
         ReversibleSequential([L.ReLU()] * (limit + 1), coupling=coupling).build((1, 4))
 
 
-def test_the_depth_limit_is_where_gradients_turn_wrong():
+@pytest.mark.parametrize("beta", [0.6, 0.9])
+def test_the_depth_limit_is_where_gradients_turn_wrong(beta):
     """Within the limit the error stays below one percent; at twice it, above."""
-    coupling = Momentum(0.6)
-    x = tf.constant(normal(2, 4))
+    coupling = Momentum(beta)
 
-    def error(depth):
+    def error(depth, seed):
+        x = tf.random.stateless_normal((2, 4), (0, seed))
         found = []
         for mode in "none", "reversible":
-            keras.utils.set_random_seed(0)
+            keras.utils.set_random_seed(seed)
             layer = ReversibleSequential(
                 tanh(4, depth), coupling=coupling, split_axis=None, memory_mode=mode
             )
@@ -148,9 +149,9 @@ def test_the_depth_limit_is_where_gradients_turn_wrong():
         return float(tf.norm(found[1] - found[0]) / tf.norm(found[0]))
 
     limit = coupling.depth_limit("float32")
-    assert error(limit) < 1e-2
+    assert max(error(limit, seed) for seed in range(4)) < 1e-2
     with pytest.warns(UserWarning, match="loses digits"):
-        assert not error(2 * limit) < 1e-2
+        assert not error(2 * limit, 0) < 1e-2
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_log_det_far_from_one(scale):
 
 def test_depth_warning_counts_all_couplings():
     couplings = [Momentum(0.9), "additive", Momentum(0.9)]
-    with pytest.warns(UserWarning, match="Momentum loses digits.*up to about 166 .*has 180"):
+    with pytest.warns(UserWarning, match="Momentum loses digits.*up to about 105 .*has 180"):
         ReversibleSequential([L.ReLU()] * 180, coupling=couplings).build((1, 4))
 
 

@@ -264,7 +264,7 @@ def test_at_leaves_the_coupling_alone():
     assert (located.index, located.depth) == (3, 9)
     assert (coupling.index, coupling.depth) == (0, 1)
     assert coupling.depth_limit("float32") is None
-    assert Momentum(0.9).depth_limit("float32") == 111
+    assert Momentum(0.9).depth_limit("float32") == 70
 
 
 @pytest.mark.parametrize(

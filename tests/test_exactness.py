@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+import exactness
 import pytest
+from exactness import Configuration, Figure, Measurement, measure
 
-from benchmarks import exactness
-from benchmarks.exactness import Configuration, Figure, Measurement, measure
 from revkeras.couplings import Momentum
 from revkeras.couplings.fixed_point import blocks_per_buffer
 

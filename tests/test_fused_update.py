@@ -22,6 +22,12 @@ def model_of(layers=dense_blocks, head=True, **options):
     return keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), stack, *head])
 
 
+def model_and_built_optimizer():
+    model, optimizer = model_of(), FusedUpdate(optimizers.SGD(0.1))
+    optimizer.build(model.trainable_variables)
+    return model, optimizer
+
+
 def data(n=32, outputs=3):
     x = np.random.default_rng(0).standard_normal((n, 8)).astype("float32")
     return x, np.tile(np.sin(x[:, :1]), (1, outputs))
@@ -174,8 +180,7 @@ def test_a_training_loop_of_ones_own():
 
 
 def test_a_loop_that_does_not_scale_the_loss_is_told():
-    model, optimizer = model_of(), FusedUpdate(optimizers.SGD(0.1))
-    optimizer.build(model.trainable_variables)
+    model, optimizer = model_and_built_optimizer()
 
     @tf.function
     def step():
@@ -196,8 +201,7 @@ def test_regularized_weights_are_refused():
 
 
 def test_two_differentiations_are_refused():
-    model, optimizer = model_of(), FusedUpdate(optimizers.SGD(0.1))
-    optimizer.build(model.trainable_variables)
+    model, optimizer = model_and_built_optimizer()
 
     @tf.function
     def step():
@@ -211,8 +215,7 @@ def test_two_differentiations_are_refused():
 
 
 def test_gradients_that_were_not_to_be_applied_are_refused():
-    model, optimizer = model_of(), FusedUpdate(optimizers.SGD(0.1))
-    optimizer.build(model.trainable_variables)
+    model, optimizer = model_and_built_optimizer()
 
     @tf.function
     def step():
@@ -226,8 +229,7 @@ def test_gradients_that_were_not_to_be_applied_are_refused():
 
 
 def test_gradients_applied_outside_of_their_function_are_refused():
-    model, optimizer = model_of(), FusedUpdate(optimizers.SGD(0.1))
-    optimizer.build(model.trainable_variables)
+    model, optimizer = model_and_built_optimizer()
 
     @tf.function
     def gradients():
@@ -240,9 +242,7 @@ def test_gradients_applied_outside_of_their_function_are_refused():
 
 
 def test_two_optimizers_that_overlap_are_refused():
-    pairs = [(model_of(), FusedUpdate(optimizers.SGD(0.1))) for _ in range(2)]
-    for model, optimizer in pairs:
-        optimizer.build(model.trainable_variables)
+    pairs = [model_and_built_optimizer() for _ in range(2)]
 
     @tf.function
     def step():

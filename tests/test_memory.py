@@ -7,6 +7,8 @@ import textwrap
 
 import pytest
 
+from revkeras.memory import ENVIRONMENT
+
 CODE = textwrap.dedent(
     """
     import sys, keras, numpy as np, revkeras
@@ -38,7 +40,7 @@ def activation_bytes(mode, depth):
         text=True,
         env={
             **os.environ,
-            "MALLOC_MMAP_THRESHOLD_": "65536",
+            **ENVIRONMENT,
             "PYTHONPATH": os.getcwd(),
             "TF_CPP_MIN_LOG_LEVEL": "2",
         },

@@ -1,21 +1,9 @@
-"""Discard, rebuild, differentiate: one file per Keras backend, the same verbs in each."""
+"""Discard, rebuild, differentiate: one folder per Keras backend, the same verbs in each."""
 
 import keras
 
 if keras.backend.backend() == "tensorflow":
-    from revkeras.backprop.tensorflow import (
-        are_initialized,
-        checkpoint,
-        compiles_by_default,
-        eager_scope,
-        gradient_tape,
-        is_eager,
-        offer_update,
-        require,
-        reversible,
-        snapshot,
-        take_updated,
-    )
+    from revkeras.backprop.tensorflow import *  # noqa: F403  its `__all__` lists the verbs
 else:
     raise ImportError(
         "revkeras runs on Keras's TensorFlow backend. Expected "
@@ -23,17 +11,3 @@ else:
         f"'{keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow in the "
         "environment before Keras is imported."
     )
-
-__all__ = [
-    "are_initialized",
-    "checkpoint",
-    "compiles_by_default",
-    "eager_scope",
-    "gradient_tape",
-    "is_eager",
-    "offer_update",
-    "require",
-    "reversible",
-    "snapshot",
-    "take_updated",
-]

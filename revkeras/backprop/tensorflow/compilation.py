@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import one_piece
+from revkeras.backprop.tensorflow.graph import kept_by_graph, one_piece
 from revkeras.backprop.tensorflow.tracing import tensors_of, trace
 
 _PHILOX = tf.random.Algorithm.PHILOX.value
@@ -28,7 +28,7 @@ def compiled(function: Callable) -> Callable:
         if not any(_draws(node) for node in definition.node):
             return function(*arguments)
         # With their graph, the functions that it calls would be forgotten.
-        tf.compat.v1.get_default_graph()._revkeras_trace = found
+        kept_by_graph("trace", lambda: found)
         _name_philox(definition.node)
         given = zip(tensors_of(arguments), found.arguments, strict=True)
         values = {x.op.name: value for value, x in [*given, *found.reads]}

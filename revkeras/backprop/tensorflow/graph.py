@@ -34,6 +34,23 @@ def require(condition: tf.Tensor, message: str, tensors: list) -> list:
         return [tf.identity(x) for x in tensors]
 
 
+def kept_by_graph(name: str, make: Callable[[], Any]) -> Any:
+    """What the graph that is being traced keeps under a name; at first, what `make()` returns.
+
+    It lives as long as the graph. A weak dictionary's values would keep their graph alive.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    name = f"_revkeras_{name}"
+    if not hasattr(graph, name):
+        setattr(graph, name, make())
+    return getattr(graph, name)
+
+
+def forgotten_by_graph(name: str) -> None:
+    """Undoes `kept_by_graph`."""
+    delattr(tf.compat.v1.get_default_graph(), f"_revkeras_{name}")
+
+
 def compiles_by_default() -> bool:
     """Whether Keras would have XLA compile a model that does not say."""
     return (
@@ -107,15 +124,23 @@ def refuse_untracked(variables: Sequence[tf.Variable]) -> None:
         )
 
 
-_DRAWS = {"FractionalAvgPool", "FractionalMaxPool", "NonDeterministicInts", "RandomPoisson"}
-_DRAWS |= {
-    "StatefulRandomBinomial",
+_DRAWS = {
+    "FractionalAvgPool",
+    "FractionalMaxPool",
     "Multinomial",
+    "NonDeterministicInts",
     "ParameterizedTruncatedNormal",
+    "RandomGamma",
+    "RandomPoisson",
+    "RandomPoissonV2",
+    "RandomShuffle",
+    "RandomStandardNormal",
+    "RandomUniform",
+    "RandomUniformInt",
+    "RngReadAndSkip",
+    "StatefulRandomBinomial",
     "TruncatedNormal",
 }
-_DRAWS |= {"RandomGamma", "RandomPoissonV2", "RandomShuffle", "RandomStandardNormal"}
-_DRAWS |= {"RandomUniform", "RandomUniformInt", "RngReadAndSkip"}
 
 
 def refuse_unreplayable(name: str, operations: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from revkeras.backprop.tensorflow.compilation import compiled
 from revkeras.backprop.tensorflow.fingerprint import fingerprint
 from revkeras.backprop.tensorflow.graph import (
     add_gradients,
+    kept_by_graph,
     one_piece,
     or_zeros,
     pull_back,
@@ -51,17 +52,10 @@ def passes(step: Step, carry: list, weights: list, state: list) -> Passes:
     # A message of `revkeras.debugging` names the step.
     flags = step.exact, step.settles, step.compiled, step.inference
     key = found, flags, checks_enabled() and step.name
-    known = _passes_in(tf.compat.v1.get_default_graph())
+    known = kept_by_graph("passes", dict)
     if key not in known:
         known[key] = _passes(step)
     return known[key]
-
-
-def _passes_in(graph: tf.Graph) -> dict:
-    """The passes that a graph calls. They go with it: their tensors keep it alive."""
-    if not hasattr(graph, "_revkeras_passes"):
-        graph._revkeras_passes = {}
-    return graph._revkeras_passes
 
 
 def _all_that_differs(step: Step, with_gradient: bool = False) -> Callable:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import one_piece
+from revkeras.backprop.tensorflow.graph import forgotten_by_graph, kept_by_graph, one_piece
 
 
 @dataclasses.dataclass
@@ -29,12 +29,7 @@ class Ledger:
 
 def ledger() -> Ledger | None:
     """The ledger of the graph that is being traced; eagerly there is none."""
-    if tf.executing_eagerly():
-        return None
-    graph = tf.compat.v1.get_default_graph()
-    if not hasattr(graph, "_revkeras_ledger"):
-        graph._revkeras_ledger = Ledger()
-    return graph._revkeras_ledger
+    return None if tf.executing_eagerly() else kept_by_graph("ledger", Ledger)
 
 
 def note_reads(variables: Sequence) -> None:
@@ -69,7 +64,7 @@ def take_updated() -> dict | None:
     own = ledger()
     if own is None or own.update is None:
         return None
-    del tf.compat.v1.get_default_graph()._revkeras_ledger
+    forgotten_by_graph("ledger")
     return own.updated
 
 
@@ -85,12 +80,13 @@ def use_up(variables: Sequence, gradients: list, tensors: Any) -> tuple[list, An
         return gradients, tensors
     # What several steps read has its gradient when all are added up.
     whole = [
-        d is not None and own.reads[id(v)] == 1 and own.is_known(v)
-        for v, d in zip(variables, gradients, strict=True)
+        i
+        for i, (v, d) in enumerate(zip(variables, gradients, strict=True))
+        if d is not None and own.reads[id(v)] == 1 and own.is_known(v)
     ]
-    mine = [v for v, w in zip(variables, whole, strict=True) if w]
-    if not mine:
+    if not whole:
         return gradients, tensors
+    mine = [variables[i] for i in whole]
     if again := [v.path for v in mine if id(v) in own.updated]:
         raise ValueError(
             f"FusedUpdate updates variables inside the backward pass, and this step differentiates "
@@ -102,9 +98,8 @@ def use_up(variables: Sequence, gradients: list, tensors: Any) -> tuple[list, An
         own.update(used, mine)
         return tf.constant(True)
 
-    used = [d for d, w in zip(gradients, whole, strict=True) if w]
     # One operation, that the rest of the backward pass can wait for: the gradients of many
     # blocks would be there at a time otherwise.
-    with tf.control_dependencies([one_piece(update)(used)]):
+    with tf.control_dependencies([one_piece(update)([gradients[i] for i in whole])]):
         tensors = tf.nest.map_structure(tf.identity, tensors)
-    return [None if w else d for d, w in zip(gradients, whole, strict=True)], tensors
+    return [None if i in whole else d for i, d in enumerate(gradients)], tensors
