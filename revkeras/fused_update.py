@@ -60,7 +60,9 @@ class FusedUpdate(keras.optimizers.Optimizer):
         # A step is traced again if its first trace made variables, and that trace came too
         # late to update inside the backward pass. Not all optimizers have variables to make.
         self.add_variable((), dtype="int", name="built")
-        self.inner_optimizer.build(variables)
+        # Keras makes them where the variables are, which it can tell eagerly alone.
+        with backprop.eager_scope():
+            self.inner_optimizer.build(variables)
         super().build(variables)
 
     @property

@@ -24,6 +24,8 @@ from revkeras.stack_checks import (
     check_jit_compile,
     check_layer_inverse,
     check_layers,
+    check_offload,
+    check_on_host,
     check_required,
     check_start,
     separate_latents,
@@ -98,6 +100,12 @@ class ReversibleSequential(keras.layers.Layer):
             `"auto"`, which decides as `Model.compile()` would: not on machines
             without an accelerator, where it is slower. Blocks that draw random
             numbers have no gradients of gradients with it.
+        offload: `"host"` keeps the layers' weights in the host's memory, and with
+            them what an optimizer keeps for each. They come to the device one layer
+            at a time, the next layer's while one computes; wrap the optimizer in
+            `revkeras.FusedUpdate`, and gradients go back and weights are updated one
+            layer at a time too. For the `"reversible"` mode only. Defaults to
+            `None`, which leaves weights where they are made.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`. `dtype` is
             the dtype of the two streams; left out, it is the variable dtype
             of the global policy, so that they stay in float32 under mixed
@@ -146,6 +154,7 @@ class ReversibleSequential(keras.layers.Layer):
         *,
         coupling: Any = None,
         jit_compile: bool | str = "auto",
+        offload: str | None = None,
         dtype: Any = None,
         **kwargs: Any,
     ):
@@ -160,6 +169,7 @@ class ReversibleSequential(keras.layers.Layer):
         check_exact(resolved, layers)
         check_jit_compile(jit_compile, resolved)
         check_start(resolved, split_axis)
+        check_offload(offload, memory_mode)
         # No autocast: it would round the blocks' float32 weights on their way to the engine.
         super().__init__(dtype=stream_dtype(dtype), autocast=False, **kwargs)
         self.layers = list(layers)
@@ -167,6 +177,7 @@ class ReversibleSequential(keras.layers.Layer):
         self.memory_mode = memory_mode
         self.check_inverse = check_inverse
         self.jit_compile = jit_compile
+        self.offload = offload
         self.supports_masking = True
         # Keras's whole-model compile is one program, in which XLA merges the recomputation
         # with the forward pass and puts off weight gradients: memory grows with depth again.
@@ -199,6 +210,8 @@ class ReversibleSequential(keras.layers.Layer):
         self._input_shape = input_shape
         plan = self._plan(input_shape)
         self._n_latents = len(plan.latents)
+        if self.offload:
+            check_on_host(self.layers)
         if self.check_inverse:
             with backprop.eager_scope():
                 for call, source in zip(plan.calls, plan.sources, strict=True):
@@ -334,7 +347,10 @@ class ReversibleSequential(keras.layers.Layer):
         """Runs the steps in the memory mode: `(tensors, extras)`."""
         steps, unpacks = zip(*steps, strict=True)
         run = MEMORY_MODES.get(self.memory_mode, self.memory_mode)  # or one of `revkeras.checks`
-        values = weights.values(), state.values()
+        with backprop.place(self.offload):
+            values = weights.values(), state.values()
+        if run is backprop.reversible:
+            run = functools.partial(run, offload=self.offload)
         tensors, sides, updates = run(steps, layout, tensors, *values)
         extras, losses = [], []
         for unpack, side in zip(unpacks, sides, strict=True):
@@ -365,20 +381,21 @@ class ReversibleSequential(keras.layers.Layer):
         arguments = {k: value for k, value in (arguments or {}).items() if value is not None}
         check_call_arguments(self, arguments)
         apart = self.split_axis is None or streams.is_pair(input_shape)
-        plan = make_plan(
-            self.layers,
-            [c.at(i, self.depth) for i, c in enumerate(self.block_couplings)],
-            streams.stream_shape(input_shape, self.split_axis),
-            streams.APART if apart else streams.halves(self.split_axis),
-            self.split_axis,
-            dtype=self.compute_dtype,
-            masks=masks or [None, None],
-            training=training,
-            arguments=arguments,
-            log_det=log_det,
-            jit_compile=self._jit_compiles(),
-            build=self._build_block,
-        )
+        with backprop.place(self.offload):  # of the variables of layers that are built here
+            plan = make_plan(
+                self.layers,
+                [c.at(i, self.depth) for i, c in enumerate(self.block_couplings)],
+                streams.stream_shape(input_shape, self.split_axis),
+                streams.APART if apart else streams.halves(self.split_axis),
+                self.split_axis,
+                dtype=self.compute_dtype,
+                masks=masks or [None, None],
+                training=training,
+                arguments=arguments,
+                log_det=log_det,
+                jit_compile=self._jit_compiles(),
+                build=self._build_block,
+            )
         if plan.latents and self.couplings[0].exact:
             raise ValueError(
                 f"ReversibleSequential '{self.name}' holds a layer that takes a part of the "
@@ -469,6 +486,7 @@ class ReversibleSequential(keras.layers.Layer):
             "memory_mode": self.memory_mode,
             "check_inverse": self.check_inverse,
             "jit_compile": self.jit_compile,
+            "offload": self.offload,
         }
 
     @classmethod
@@ -476,10 +494,11 @@ class ReversibleSequential(keras.layers.Layer):
         cls, config: dict, custom_objects: dict | None = None
     ) -> "ReversibleSequential":
         config = dict(config)
-        unique = [
-            keras.saving.deserialize_keras_object(layer, custom_objects)
-            for layer in config.pop("layers")
-        ]
+        with backprop.place(config["offload"]):
+            unique = [
+                keras.saving.deserialize_keras_object(layer, custom_objects)
+                for layer in config.pop("layers")
+            ]
         config["coupling"] = [
             keras.saving.deserialize_keras_object(c, custom_objects) for c in config["coupling"]
         ]

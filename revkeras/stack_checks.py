@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from revkeras import backprop
 from revkeras.block_call import BlockCall
 from revkeras.call_arguments import argument_names, required_arguments
 from revkeras.couplings import Coupling
@@ -85,6 +86,32 @@ def check_jit_compile(jit_compile: Any, couplings: Sequence[Coupling]) -> None:
             f"{type(couplings[0]).__name__}(exact=True), received jit_compile=True. XLA does not "
             "compute the same bits in the forward and in the backward pass."
         )
+
+
+def check_offload(offload: Any, memory_mode: str) -> None:
+    """Raises unless `offload` is one of its values and the memory mode can do it."""
+    if offload not in (None, "host"):
+        raise ValueError(
+            "Invalid value for argument `offload`: expected None or 'host', received "
+            f"offload={offload!r}."
+        )
+    if offload and memory_mode != "reversible":
+        raise ValueError(
+            "Invalid value for argument `offload`: expected None beside "
+            f"memory_mode={memory_mode!r}, which keeps all weights on the device for the backward "
+            f"pass, received offload={offload!r}. Use memory_mode='reversible'."
+        )
+
+
+def check_on_host(layers: Sequence[keras.layers.Layer]) -> None:
+    """Raises if a layer was built where its weights would not be on the host."""
+    for index, layer in enumerate(layers):
+        if away := [v.path for v in layer.weights if not backprop.is_on_host(v)]:
+            raise ValueError(
+                f"Layer {index} ('{layer.name}', of type {type(layer).__name__}) was built on a "
+                f"device before it came into a stack with offload='host': {away}. Leave it to the "
+                "stack to build it, or build it under `tf.device('CPU:0')`."
+            )
 
 
 def warn_of_depth(stack: Any) -> None:

@@ -52,7 +52,8 @@ def run_step(layer, *inputs, graph=True, jit_compile=False, **arguments):
 
 def in_mode(layer, mode):
     """A copy of a built layer in another memory mode, with the same weights."""
-    config = {**layer.get_config(), "memory_mode": mode}
+    offload = layer.offload if mode == "reversible" else None
+    config = {**layer.get_config(), "memory_mode": mode, "offload": offload}
     copy = revkeras.ReversibleSequential.from_config(config)
     copy.build_from_config(layer.get_build_config())
     assert len(copy.variables) == len(layer.variables)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fresh_process
 import fused_update
+import offload
 import pytest
 import report
 import training_step
@@ -61,6 +62,16 @@ def test_fused_update_in_a_fresh_process():
     environment = {"PYTHONPATH": str(ROOT)}
     found = fresh_process.measure(ROOT / "benchmarks/fused_update.py", configuration, environment)
     assert found["weight_bytes"] == 2 * 2 * 4 * 4 * 4
+    assert found["step_seconds"] > 0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+def test_offload_in_fresh_processes():
+    """The host trains, and a server on this machine is the device."""
+    configuration = offload.Configuration("on the host, fused", depth=2, width=4, batch=2, steps=1)
+    environment = {"PYTHONPATH": str(ROOT)}
+    found = fresh_process.measure(ROOT / "benchmarks/offload.py", configuration, environment)
+    assert found["weight_bytes"] == 2 * 2 * (4 * 4 + 4) * 4
     assert found["step_seconds"] > 0
 
 

@@ -9,6 +9,7 @@ from revkeras.backprop.tensorflow.graph import (
     require,
     snapshot,
 )
+from revkeras.backprop.tensorflow.offload import is_on_host, place
 from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
 from revkeras.backprop.tensorflow.updates import offer_update, take_updated
@@ -20,7 +21,9 @@ __all__ = [
     "eager_scope",
     "gradient_tape",
     "is_eager",
+    "is_on_host",
     "offer_update",
+    "place",
     "require",
     "reversible",
     "snapshot",

@@ -90,6 +90,20 @@ def detached(tensors: Any) -> Any:
     return tf.nest.map_structure(tf.stop_gradient, tensors)
 
 
+def stand_in(values: list, dvalues: list) -> tf.Tensor:
+    """A scalar that stands for `values` on tapes; what differentiates it puts their gradients.
+
+    They are in `dvalues` by then. `tf.custom_gradient` copies its arguments in one operation
+    with its results, and so to the results' device.
+    """
+
+    @tf.custom_gradient
+    def zero(*_):
+        return tf.zeros(()), lambda _: list(dvalues)
+
+    return zero(*values)
+
+
 def pull_back(tape: tf.GradientTape, outputs: list, doutputs: list, inputs: list) -> list:
     """The gradients at `inputs`, `None` where nothing depends on one."""
     pairs = [

@@ -4,7 +4,7 @@
 takes one step at a time from the last to the first: rebuild the step's input
 from its output, differentiate the step there, forget both, go on.
 
-Weights and states are arguments, never captured, so every tape, every gradient
+Weights and states are arguments, never read inside, so every tape, every gradient
 of a gradient and every exported model sees all of them.
 """
 
@@ -12,34 +12,48 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import add_gradients, detached, refuse_untracked
+from revkeras.backprop.tensorflow.graph import add_gradients, detached, refuse_untracked, stand_in
+from revkeras.backprop.tensorflow.offload import fetched, place
 from revkeras.backprop.tensorflow.passes import passes
 from revkeras.backprop.tensorflow.updates import note_reads, use_up
 from revkeras.step import Layout, Step, run_steps
 
 
 def reversible(
-    steps: Sequence[Step], layout: Layout, inputs: list, weights: list, state: list
+    steps: Sequence[Step],
+    layout: Layout,
+    inputs: list,
+    weights: list,
+    state: list,
+    offload: str | None = None,
 ) -> tuple[list, list, dict]:
     """Runs `steps` and keeps nothing but their output for the gradient.
+
+    With `offload`, weights and states stay on the host, and those of a step are sent to
+    the device when the step before it begins.
 
     Returns:
         `(outputs, sides, updates)`, see `revkeras.step.run_steps`.
     """
     tracked = []  # the outputs as tapes know them: through these, gradients have gradients
     all_passes = []
+    dweights = [None] * len(weights)
+    begun = []  # the carry that the step before began with
 
-    def run_forward(step, *values):
+    def run_forward(step, carry, weights, state):
         note_reads(step.owners)
-        all_passes.append(passes(step, *values))
-        return all_passes[-1].forward(*values)
+        weights, state = fetched((weights, state), offload, begun)
+        begun[:] = carry
+        all_passes.append(passes(step, carry, weights, state))
+        return all_passes[-1].forward(carry, weights, state)
 
     @tf.custom_gradient
-    def run(inputs, weights, state):
+    def run(inputs, token):
         with tf.GradientTape() as watcher:
-            inputs, weights, state = detached((inputs, weights, state))
+            with place(offload):
+                own = detached((weights, state))
             carry, sides, updates, replayed = run_steps(
-                steps, layout.split(inputs), weights, state, run_forward
+                steps, layout.split(detached(inputs)), *own, run_forward
             )
         refuse_untracked(watcher.watched_variables())
         results = layout.join(carry), sides, updates
@@ -49,19 +63,21 @@ def reversible(
             # Without the wait, the executor splits (and copies) right after the forward pass.
             with tf.control_dependencies(gradients):
                 carry, dcarry = layout.split(tracked), layout.split(gradients)
-            dweights = [None] * len(outer_weights)
+            dweights[:] = [None] * len(weights)
+            begun[:] = gradients
             for i in reversed(range(len(steps))):
-                mine = [outer_weights[p] for p in steps[i].weights]
-                backward = all_passes[i].backward
-                carry, dcarry, dmine = backward(carry, dcarry, mine, replayed[i], dsides[i])
+                values = [weights[p] for p in steps[i].weights], replayed[i]
+                values, begun[:] = fetched(values, offload, begun), carry
+                carry, dcarry, dmine = all_passes[i].backward(carry, dcarry, *values, dsides[i])
                 dmine, (carry, dcarry) = use_up(steps[i].owners, dmine, (carry, dcarry))
                 for p, d in zip(steps[i].weights, dmine, strict=True):
                     dweights[p] = add_gradients(dweights[p], d)
-            return [*layout.join(dcarry), *dweights, *[None] * len(state)]
+            return [*layout.join(dcarry), tf.zeros_like(token)]
 
         return results, grad
 
-    outer_weights = weights
-    outputs, sides, updates = run(inputs, weights, state)
+    with place(offload):
+        token = stand_in(weights, dweights)
+    outputs, sides, updates = run(inputs, token)
     tracked.extend(outputs)
     return outputs, sides, updates

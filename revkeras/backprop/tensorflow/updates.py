@@ -95,8 +95,10 @@ def use_up(variables: Sequence, gradients: list, tensors: Any) -> tuple[list, An
     own.updated.update({id(v): v for v in mine})
 
     def update(used: list) -> tf.Tensor:
-        own.update(used, mine)
-        return tf.constant(True)
+        # Where the weights are; else those on the host, and their slots, came to the device.
+        with tf.device(mine[0].value.device):
+            own.update(used, mine)
+            return tf.constant(True)
 
     # One operation, that the rest of the backward pass can wait for: the gradients of many
     # blocks would be there at a time otherwise.
