@@ -29,7 +29,7 @@ def plain_of(contestant):
 class Configuration:
     """What one process measures; with no steps, the first step alone."""
 
-    case: str  # "step" or "first step"
+    case: str  # "step", "few blocks" or "first step"
     workload: str
     depth: int
     round: int

@@ -112,8 +112,21 @@ def outputs(activation, workload, contestant):
     return divide(activation.median(workload, contestant, depth), WORKLOADS[workload].output_bytes)
 
 
-def memory_goals(activation):
+def few_blocks(measurements):
+    """Activation memory of plain training of one block and of two."""
+    return series(measurements, "few blocks", "activation_bytes")
+
+
+def memory_goals(activation, few):
     for workload in activation.workloads():
+        mine = activation.median(workload, "reversible", activation.deepest(workload))
+        two = few.median(workload, "none", 2)
+        yield Goal(
+            f"{workload}: activation bytes of a deep stack, "
+            "over plain training of two blocks and an output",
+            divide(mine, two and two + WORKLOADS[workload].output_bytes),
+            1.0,
+        )
         if len(activation.depths(workload)) > 1:
             mine, plain = (bytes_per_block(activation, workload, c) for c in ("reversible", "none"))
             yield Goal(
@@ -166,7 +179,7 @@ def goals(measurements):
     """What the benchmark is to show, and whether it does."""
     return [
         *time_goals(series(measurements, "step", "step_seconds")),
-        *memory_goals(series(measurements, "step", "activation_bytes")),
+        *memory_goals(series(measurements, "step", "activation_bytes"), few_blocks(measurements)),
         *first_step_goals(series(measurements, "first step", "first_step_seconds")),
     ]
 
@@ -210,6 +223,34 @@ def memory_table(measurements):
             ]
         )
     return table(header, rows, 2)
+
+
+def few_blocks_section(measurements):
+    """What TensorFlow takes to differentiate a block, whoever asks it to."""
+    few = few_blocks(measurements)
+    if not few.rounds:
+        return ""
+    activation = series(measurements, "step", "activation_bytes")
+    rows = []
+    for workload in few.workloads():
+        deepest = activation.deepest(workload)
+        figures = [few.median(workload, "none", n) for n in (1, 2)]
+        figures.append(activation.median(workload, "reversible", deepest))
+        megabytes = (shown(divide(value, MIB), "{:.1f}") for value in figures)
+        rows.append([workload, *megabytes, str(deepest)])
+    header = [
+        "blocks",
+        "plain, one block, MiB",
+        "plain, two, MiB",
+        "reversible, MiB",
+        "blocks of it",
+    ]
+    return f"""\
+Beside plain training of one block and of two, the least that TensorFlow's gradients of these
+blocks take:
+
+{table(header, rows, 1)}
+"""
 
 
 def time_table(measurements):
@@ -308,6 +349,7 @@ output, the peak of ordinary steps in MiB, and one set of gradients in MiB.
 
 {memory_table(measurements)}
 
+{few_blocks_section(measurements)}
 ### Time of a step
 
 {time_table(measurements)}

@@ -133,6 +133,17 @@ def step_configurations(workloads, contestants, rounds, steps):
     return rows
 
 
+def few_block_configurations(workloads, contestants, steps):
+    """Plain training of one block and of two, beside which a deep stack's memory is judged."""
+    return [
+        Configuration("few blocks", workload, depth, 0, "none", batch, steps)
+        for workload in workloads
+        for batch in [WORKLOADS[workload].input_shape[0]]
+        for depth in (1, 2)
+        if "none" in contestants
+    ]
+
+
 def first_step_configurations(contestants, rounds):
     return [
         Configuration(
@@ -197,6 +208,7 @@ def run(arguments):
     rounds = rounds_by_depth(schedule.rounds, a.depths, a.rounds)
     first_rounds = rounds_by_depth(schedule.first_step_rounds, a.first_step_depths, a.rounds)
     rows = [
+        *few_block_configurations(a.workloads, a.contestants, a.steps),
         *step_configurations(a.workloads, a.contestants, rounds, a.steps),
         *first_step_configurations(first_contestants, first_rounds),
     ]

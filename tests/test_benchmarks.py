@@ -17,8 +17,8 @@ from measurement import Configuration, Measurement, as_values, from_values
 ROOT = Path(__file__).parents[1]
 
 
-def measured(contestant, depth, mib, seconds, round_=0, workload="dense", gradients=0):
-    configuration = Configuration("step", workload, depth, round_, contestant, 2048, 5)
+def measured(contestant, depth, mib, seconds, round_=0, workload="dense", gradients=0, case="step"):
+    configuration = Configuration(case, workload, depth, round_, contestant, 2048, 5)
     activations = int(mib * report.MIB)
     peak = activations + gradients
     return Measurement(
@@ -151,6 +151,7 @@ def test_goals():
             measured("reversible", 64, 10.56, 2.4),
             measured("none", 8, 100, 1.0),
             measured("none", 64, 660, 2.0),
+            measured("none", 2, 10, 1.0, case="few blocks"),
             measured("revlib", 64, 12, 1.5),
             measured("torch", 64, 400, 1.0),
             measured("reversible", 64, 6, 1.0, workload="dense-without-dropout"),
@@ -171,10 +172,26 @@ def test_goals():
     share, met = figures["dense: activation bytes added per block, of mode none's"]
     assert share == pytest.approx(0.001, rel=1e-3)
     assert met
+    name = (
+        "dense: activation bytes of a deep stack, over plain training of two blocks and an output"
+    )
+    assert figures[name] == (pytest.approx(10.56 / 11), True)
     name = "dense-without-dropout: activation bytes of a deep stack in outputs, over RevLib's"
     assert figures[name] == (0.5, True)
     assert figures["first step of reversible, 256 blocks over 8"] == (2.0, False)
     assert figures["first step at 64 blocks, reversible over the plain Keras model's"][1]
+
+
+def test_plain_training_of_a_few_blocks():
+    """It stands beside the stacks and counts as none of them."""
+    few = [measured("none", n, 10 * n, 1.0, case="few blocks") for n in (1, 2)]
+    deep = [measured("reversible", 64, 12, 1.0)]
+    assert "| dense | 10.0 | 20.0 | 12.0 | 64 |" in report.few_blocks_section([*few, *deep])
+    assert "MiB at 64 | MiB added" in report.memory_table([*few, *deep])
+    assert not report.few_blocks_section(deep)
+    rows = training_step.few_block_configurations(["dense"], ["none", "reversible"], 5)
+    assert [(row.contestant, row.depth) for row in rows] == [("none", 1), ("none", 2)]
+    assert not training_step.few_block_configurations(["dense"], ["reversible"], 5)
 
 
 def test_gradients_stay_visible():

@@ -96,14 +96,14 @@ def test_gradient_error_against_another_dtype():
         assert 1e-4 < error < 0.2
 
 
-@pytest.mark.parametrize(("blocks", "warned"), [(5, False), (6, True)])
+@pytest.mark.parametrize(("blocks", "warned"), [(4, False), (5, True)])
 def test_momentum_warns_of_its_depth(blocks, warned, monkeypatch):
     monkeypatch.setitem(exactness.COUPLINGS, "momentum", lambda: Momentum(0.1))
     figures = measure(Configuration("momentum", "momentum", blocks)).figures
     values = {figure.name: figure.value for figure in figures}
-    assert values["holds up to (blocks)"] == 5
+    assert values["holds up to (blocks)"] == 4
     assert values["warned of at build"] is warned
-    assert ("up to about 5 blocks" in values.get("warning", "")) is warned
+    assert ("up to about 4 blocks" in values.get("warning", "")) is warned
     assert all(figure.met in (None, True) for figure in figures)
 
 

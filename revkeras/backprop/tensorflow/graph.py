@@ -1,7 +1,8 @@
 """What keeps TensorFlow from merging, reordering or recording what must not be."""
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -61,18 +62,40 @@ def compiles_by_default() -> bool:
     )
 
 
-def one_piece(function: Callable) -> Callable:
+def one_piece(function: Callable, as_written: bool = False) -> Callable:
     """`function` as one indivisible operation of the graph.
 
     Grappler merges a recomputation with the forward pass (Dropout's masks stayed
     alive, one a block) and the executor puts off weight gradients and keeps what
     they need. It does neither across a function that it must not inline.
+
+    With `as_written`, Grappler does not reorder the arithmetic in it either.
     """
     if tf.executing_eagerly():
         # Copies, as of a graph's arguments: were one tensor given twice, a tape would
         # give each of its two places the gradient of both.
         return lambda *args: function(*tf.nest.map_structure(tf.identity, args))
-    return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+    function = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+    if not as_written:
+        return function
+
+    def call(*args: Any) -> Any:
+        with _arithmetic_as_written():
+            return function(*args)
+
+    return call
+
+
+@contextlib.contextmanager
+def _arithmetic_as_written() -> Iterator[None]:
+    options = ("arithmetic_optimization", "constant_folding")
+    found = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options(dict.fromkeys(options, False))
+    try:
+        yield
+    finally:
+        found = {name: found.get(name, True) for name in options}
+        tf.config.optimizer.set_experimental_options(found)
 
 
 def after(tensors: list, state: list) -> list:

@@ -6,6 +6,7 @@ are the same: what a layer does may depend on anything that Python can reach.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -54,7 +55,7 @@ def passes(step: Step, carry: list, weights: list, state: list) -> Passes:
     key = found, flags, checks_enabled() and step.name
     known = kept_by_graph("passes", dict)
     if key not in known:
-        known[key] = _passes(step)
+        known[key] = _passes(step, attends="Softmax" in found.operations)
     return known[key]
 
 
@@ -75,8 +76,11 @@ def _all_that_differs(step: Step, with_gradient: bool = False) -> Callable:
     return traced
 
 
-def _passes(step: Step) -> Passes:
-    whole = compiled if step.compiled else one_piece
+def _passes(step: Step, attends: bool = False) -> Passes:
+    # Grappler moves the factor of attention's scores to the softmax in its gradient, which is
+    # then there twice: four matrices of scores where three do, and no time is won by it. GELU
+    # is a tenth slower without such moves.
+    whole = compiled if step.compiled else functools.partial(one_piece, as_written=attends)
     # Grappler fuses other operations where it differentiates than in the forward pass, and
     # their last bits differ. In a function of its own it does the same to a block each time.
     block = one_piece(step.block) if step.exact else step.block
