@@ -1,7 +1,7 @@
 """One call of one block in a stack: on one stream, taken into the other by a coupling."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Hashable
 from typing import Any
 
 import keras
@@ -10,8 +10,9 @@ from revkeras import backprop
 from revkeras.couplings import Coupling
 from revkeras.debugging import checks_enabled
 from revkeras.operands import Operands
-from revkeras.stateless import Packing, StatelessLayer, attach_mask, separate_tensors
+from revkeras.stateless import Packing, StatelessLayer, attach_mask, separate_tensors, spec_of
 from revkeras.step import Step
+from revkeras.structure import structure_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,11 @@ class BlockCall:
         fx, extras = self.separate(outputs, x)
         return self._couple(carry, fx), extras
 
-    def step(self, weights: Operands, state: Operands) -> tuple[Step, Callable]:
+    def step(self, weights: Operands, state: Operands) -> Step:
         """The call as a pure step; its operands join `weights` and `state`.
 
-        Returns:
-            `(step, unpack)`. Once the step has run, `unpack(sides)` gives
-            `(extras, losses)`: what the block returned beside its update, and what
-            it added as losses.
+        Once it has run, its packing finds `(extras, losses)` in the sides: what the block
+        returned beside its update, and what it added as losses.
         """
         function = StatelessLayer.of(self.layer, self.training)
         floats, others, rebuild = separate_tensors((self.arguments, self.mask))
@@ -69,7 +68,7 @@ class BlockCall:
             fx, extras = self.separate(outputs, x)
             return fx, packing.pack((extras, losses)), updates
 
-        step = Step(
+        return Step(
             self.name,
             self._source,
             block,
@@ -78,24 +77,33 @@ class BlockCall:
             lambda carry, fx, source: self._uncouple(carry, fx),
             weights.positions([*function.trainable, *floats]),
             state.positions([*function.state, *others]),
+            packing,
+            self._structure([*function.trainable, *function.state]),
             owners=(*function.trainable, *floats),
             exact=self.coupling.exact,
             compiled=self.compiled,
             inference=self.training is False,
         )
-        return step, packing.unpack
 
-    def inverse_step(self, weights: Operands, state: Operands) -> tuple[Step, Callable]:
+    def inverse_step(self, weights: Operands, state: Operands) -> Step:
         """The call's inverse as a step: the same, with its two directions exchanged."""
-        step, unpack = self.step(weights, state)
-        inverse = dataclasses.replace(
+        step = self.step(weights, state)
+        return dataclasses.replace(
             step,
+            structure=step.structure and ("inverse", step.structure),
             source=self._recover,
             couple=self._uncouple,
             recover=lambda carry, weights, state: self._source(carry),
             uncouple=lambda carry, fx, source: self._couple(carry, fx),
         )
-        return inverse, unpack
+
+    def _structure(self, variables: list) -> Hashable | None:
+        """What is equal for calls that trace to the same graph, where that can be told."""
+        layer, coupling = structure_of(self.layer, variables), structure_of(self.coupling)
+        arguments = structure_of(spec_of((self.arguments, self.mask)))
+        if layer is None or coupling is None or arguments is None:
+            return None
+        return layer, coupling, arguments, self.dtype, self.training, self.log_det
 
     def separate(self, outputs: Any, stream: Any) -> tuple[list, list]:
         """The block's output as `(fx, extras)`: lists of what it is for, and of the rest."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -58,7 +57,7 @@ class InvertibleCall:
         """Calls the layer as any Keras layer: `(carry, extras)`."""
         return self._take_in(carry, self._apply(self._whole(carry))), []
 
-    def step(self, weights: Operands, state: Operands) -> tuple[Step, Callable]:
+    def step(self, weights: Operands, state: Operands) -> Step:
         """The call as a pure step, see `BlockCall.step`."""
         return self._step(
             weights,
@@ -69,7 +68,7 @@ class InvertibleCall:
             ),
         )
 
-    def inverse_step(self, weights: Operands, state: Operands) -> tuple[Step, Callable]:
+    def inverse_step(self, weights: Operands, state: Operands) -> Step:
         """The call's inverse as a pure step."""
         # A layer whose inverse is the same in training starts nothing on the way back.
         training = self.training if takes_training(self.layer) else False
@@ -83,7 +82,7 @@ class InvertibleCall:
             ),
         )
 
-    def _step(self, weights: Operands, state: Operands, directions: tuple) -> tuple[Step, Callable]:
+    def _step(self, weights: Operands, state: Operands, directions: tuple) -> Step:
         (source, run, couple), (source_back, run_back, couple_back) = directions
         function = StatelessLayer.of(self.layer, self.training)
         packing = Packing()
@@ -100,7 +99,7 @@ class InvertibleCall:
         def uncouple(carry: list, fx: list, source: list) -> list:
             return couple_back(carry, [*source, *fx[len(fx) - self.log_det :]])
 
-        step = Step(
+        return Step(
             self.name,
             source,
             block,
@@ -109,12 +108,12 @@ class InvertibleCall:
             uncouple,
             weights.positions(function.trainable),
             state.positions(function.state),
+            packing,
             owners=function.trainable,
             settles=True,
             compiled=self.compiled,
             inference=self.training is False,
         )
-        return step, packing.unpack
 
     # What goes one way: the whole, the layer's outputs and log-determinant, the next carry.
 

@@ -337,7 +337,7 @@ class ReversibleSequential(keras.layers.Layer):
 
     def _run_steps(
         self,
-        steps: list[tuple[Step, Callable]],
+        steps: list[Step],
         layout: Layout,
         tensors: list,
         weights: Operands,
@@ -345,7 +345,6 @@ class ReversibleSequential(keras.layers.Layer):
         lasting: bool = True,
     ) -> tuple[list, list]:
         """Runs the steps in the memory mode: `(tensors, extras)`."""
-        steps, unpacks = zip(*steps, strict=True)
         run = MEMORY_MODES.get(self.memory_mode, self.memory_mode)  # or one of `revkeras.checks`
         with backprop.place(self.offload):
             values = weights.values(), state.values()
@@ -353,8 +352,8 @@ class ReversibleSequential(keras.layers.Layer):
             run = functools.partial(run, offload=self.offload)
         tensors, sides, updates = run(steps, layout, tensors, *values)
         extras, losses = [], []
-        for unpack, side in zip(unpacks, sides, strict=True):
-            more, own = unpack(side)
+        for step, side in zip(steps, sides, strict=True):
+            more, own = step.packing.unpack(side)
             extras.extend(more)
             losses.extend(own)
         if lasting:

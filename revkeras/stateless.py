@@ -128,6 +128,10 @@ class Packing:
         """The structure that was packed last, with `tensors` in their places."""
         return self._rebuild(tensors[: self._n_floats], tensors[self._n_floats :])
 
+    def take_over(self, other: "Packing") -> None:
+        """From here on, unpacks what `other` has packed last."""
+        self._rebuild, self._n_floats = other._rebuild, other._n_floats
+
 
 def take_effect(layer: keras.layers.Layer, state: list, updates: dict, losses: list) -> None:
     """Does what a stateless run left undone: assigns new states, adds losses to `layer`."""

@@ -1,7 +1,8 @@
 """One step of a reversible stack, as pure functions of tensors."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Step:
         weights: The positions, in the stack's list, of the values that the
             block is differentiated by.
         state: The positions of its other values in the stack's list.
+        packing: How the sides are to be read, once the step has run.
+        structure: A hashable value that only steps share which trace to the same graph
+            on tensors of the same shapes and dtypes, or `None` if only the graph can tell.
         owners: The variables, or tensors, whose values `weights` are.
         exact: Whether the block must give the same bits when it is replayed.
         settles: Whether it is replayed on the state that it left, not the one
@@ -55,6 +59,8 @@ class Step:
     uncouple: Callable
     weights: tuple[int, ...]
     state: tuple[int, ...]
+    packing: Any
+    structure: Hashable | None = None
     owners: tuple = ()
     exact: bool = False
     settles: bool = False

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import kept_by_graph, one_piece
+from revkeras.backprop.tensorflow.graph import kept_by_graph, one_piece, repeated
 from revkeras.backprop.tensorflow.tracing import tensors_of, trace
 
 _PHILOX = tf.random.Algorithm.PHILOX.value
@@ -38,7 +38,7 @@ def compiled(function: Callable) -> Callable:
         results = iter(tf.graph_util.import_graph_def(definition, values, names))
         return tf.nest.map_structure(lambda y: None if y is None else next(results), found.results)
 
-    return tf.function(with_philox, autograph=False, jit_compile=True)
+    return repeated(tf.function(with_philox, autograph=False, jit_compile=True))
 
 
 def _draws(node: Any) -> bool:

@@ -45,18 +45,36 @@ def passes(step: Step, carry: list, weights: list, state: list) -> Passes:
     if tf.executing_eagerly():
         return _passes(step)
     values = carry, weights, state
+    # A message of `revkeras.debugging` names the step.
+    flags = step.exact, step.settles, step.compiled, step.inference, checks_enabled() and step.name
+    known = kept_by_graph("structures", dict)
+    structure = step.structure and (step.structure, _specs(values), flags)
+    if structure in known:
+        first, found = known[structure]
+        step.packing.take_over(first.packing)
+        return found
+    found = _passes_of_same_graph(step, values, flags)
+    if structure:
+        known[structure] = step, found
+    return found
+
+
+def _passes_of_same_graph(step: Step, values: tuple, flags: tuple) -> Passes:
     found = fingerprint(_all_that_differs(step), values)
     if not step.inference:
         refuse_unreplayable(step.name, found.operations)
     if not found.shows_gradient:
         found = fingerprint(_all_that_differs(step, with_gradient=True), values)
-    # A message of `revkeras.debugging` names the step.
-    flags = step.exact, step.settles, step.compiled, step.inference
-    key = found, flags, checks_enabled() and step.name
     known = kept_by_graph("passes", dict)
-    if key not in known:
-        known[key] = _passes(step, attends="Softmax" in found.operations)
-    return known[key]
+    if (found, flags) not in known:
+        known[found, flags] = _passes(step, attends="Softmax" in found.operations)
+    return known[found, flags]
+
+
+def _specs(values: tuple) -> tuple:
+    tensors = tf.nest.flatten(values)
+    lengths = tuple(len(part) for part in values)
+    return lengths, tuple(x if x is None else (x.dtype, str(x.shape)) for x in tensors)
 
 
 def _all_that_differs(step: Step, with_gradient: bool = False) -> Callable:
