@@ -79,7 +79,7 @@ def build_model(configuration):
     blocks = [build_block(workload, index) for index in range(configuration.depth)]
     shape, batch = workload.input_shape[1:], configuration.batch
     jit_compile = False
-    if contestant in ("keras-default", "keras-jit"):
+    if contestant in ("keras-default", "keras-jit", "keras-optimizer"):
         model = plain_model(blocks, shape, batch)
         jit_compile = "auto" if contestant == "keras-default" else True
     elif contestant == "keras.remat":
@@ -91,8 +91,20 @@ def build_model(configuration):
     return model
 
 
+def optimizer_alone(configuration):
+    """What any model with these weights waits for: the least that a first step takes."""
+    weights = build_model(configuration).trainable_weights
+    optimizer = keras.optimizers.SGD(1e-3)
+    optimizer.build(weights)
+    apply = tf.function(lambda gradients: optimizer.apply(gradients, weights), autograph=False)
+    gradients = [tf.zeros(weight.shape) for weight in weights]
+    return Training(lambda: apply(gradients), 4 * sum(math.prod(w.shape) for w in weights))
+
+
 def build(configuration):
     keras.utils.set_random_seed(0)
+    if configuration.contestant == "keras-optimizer":
+        return optimizer_alone(configuration)
     shape = (configuration.batch, *WORKLOADS[configuration.workload].input_shape[1:])
     x, y = (keras.random.normal(shape, seed=seed) for seed in (0, 1))
     model = build_model(configuration)

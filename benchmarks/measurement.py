@@ -10,6 +10,7 @@ KERAS_CONTESTANTS = {
     "none": 'memory_mode="none"',
     "keras-default": "plain Keras model, default compile",
     "keras-jit": "plain Keras model, jit_compile=True",
+    "keras-optimizer": "Keras's optimizer alone, on the same weights",
 }
 PYTORCH_CONTESTANTS = {
     "revlib": "RevLib",
@@ -27,9 +28,9 @@ def plain_of(contestant):
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What one process measures; with no steps, the first step alone."""
+    """What one process measures."""
 
-    case: str  # "step", "few blocks" or "first step"
+    case: str  # "memory", "few blocks", "time" or "first step"
     workload: str
     depth: int
     round: int

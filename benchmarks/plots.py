@@ -10,6 +10,7 @@ STYLES = {
     "none": ("#555555", "D", "-"),
     "keras-default": ("#cc79a7", "v", "-"),
     "keras-jit": ("#d55e00", "P", "-"),
+    "keras-optimizer": ("#000000", ".", ":"),
     "revlib": ("#56b4e9", "o", "--"),
     "memcnn": ("#8c564b", "X", "--"),
     "torch-checkpoint": ("#7fcfb4", "s", "--"),
@@ -62,8 +63,8 @@ def plot(figures, unit, label, path):
 def write(measurements, out):
     """Writes the plots that there are measurements for."""
     for case, figure, unit, label, name in (
-        ("step", "activation_bytes", MIB, "activation memory (MiB)", "memory"),
-        ("step", "step_seconds", 1, "step (s)", "time"),
+        ("memory", "activation_bytes", MIB, "activation memory (MiB)", "memory"),
+        ("time", "step_seconds", 1, "step (s)", "time"),
         ("first step", "first_step_seconds", 1, "first step (s)", "first_step"),
     ):
         plot(series(measurements, case, figure), unit, label, out / f"benchmark_{name}.png")

@@ -178,8 +178,8 @@ def first_step_goals(first):
 def goals(measurements):
     """What the benchmark is to show, and whether it does."""
     return [
-        *time_goals(series(measurements, "step", "step_seconds")),
-        *memory_goals(series(measurements, "step", "activation_bytes"), few_blocks(measurements)),
+        *time_goals(series(measurements, "time", "step_seconds")),
+        *memory_goals(series(measurements, "memory", "activation_bytes"), few_blocks(measurements)),
         *first_step_goals(series(measurements, "first step", "first_step_seconds")),
     ]
 
@@ -199,9 +199,9 @@ def named_rows(figures):
 
 
 def memory_table(measurements):
-    activation = series(measurements, "step", "activation_bytes")
-    peak = series(measurements, "step", "peak_bytes")
-    gradients = series(measurements, "step", "gradient_bytes")
+    activation = series(measurements, "memory", "activation_bytes")
+    peak = series(measurements, "memory", "peak_bytes")
+    gradients = series(measurements, "memory", "gradient_bytes")
     depths = activation.depths()
     header = ["blocks", "contestant", *(f"MiB at {d}" for d in depths)]
     header += ["MiB added per block", "of plain's", "in outputs", "ordinary peak", "gradients"]
@@ -230,7 +230,7 @@ def few_blocks_section(measurements):
     few = few_blocks(measurements)
     if not few.rounds:
         return ""
-    activation = series(measurements, "step", "activation_bytes")
+    activation = series(measurements, "memory", "activation_bytes")
     rows = []
     for workload in few.workloads():
         deepest = activation.deepest(workload)
@@ -254,7 +254,7 @@ blocks take:
 
 
 def time_table(measurements):
-    seconds = series(measurements, "step", "step_seconds")
+    seconds = series(measurements, "time", "step_seconds")
     depths = seconds.depths()
     header = ["blocks", "contestant", *(f"s at {d}" for d in depths)]
     header += [f"over plain at {d}" for d in depths]

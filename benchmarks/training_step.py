@@ -8,6 +8,9 @@ of its own, one after another; contestants vary fastest, in several rounds where
 judged, so that what slows the machine for a while slows them all. Figures are medians over
 rounds of each process's median step, and ratios are medians of each round's ratio.
 
+Memory and time are measured in processes of their own: what gives freed tensors back to the
+system at once, so that memory can be seen, makes every step slower.
+
 Activation bytes are the peak of a step over the level between steps, which holds the
 model's and the optimizer's state and what compilers left behind. TensorFlow applies each
 gradient as it arrives, and one that waits counts; PyTorch's `backward()` ends with all of
@@ -23,6 +26,7 @@ import dataclasses
 import datetime
 import itertools
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -44,7 +48,6 @@ from workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {
-    **memory.ENVIRONMENT,
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "TF_NUM_INTRAOP_THREADS": "2",
     "TF_NUM_INTEROP_THREADS": "2",
@@ -52,10 +55,12 @@ ENVIRONMENT = {
     # Spinning threads of PyTorch slow each other many times where others use the cores too.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-STEP_CONTESTANTS = [name for name in CONTESTANTS if name not in ("keras-default", "keras-jit")]
+FIRST_STEP_ALONE = ("keras-default", "keras-jit", "keras-optimizer")
+STEP_CONTESTANTS = [name for name in CONTESTANTS if name not in FIRST_STEP_ALONE]
 # For the memory of the reversible libraries where none keeps masks or seeds.
 MASKLESS_CONTESTANTS = ("reversible", "none", "revlib", "memcnn", "torch")
-FIRST_STEP_CONTESTANTS = ("reversible", "none", "keras-default", "keras-jit")
+FIRST_STEP_CONTESTANTS = ("reversible", "none", *FIRST_STEP_ALONE)
+WARM_UP_STEPS = 2
 FIRST_STEP_WORKLOAD, FIRST_STEP_BATCH = "dense", 8
 SLOW_FIRST_STEP_SECONDS = 60
 
@@ -64,13 +69,14 @@ SLOW_FIRST_STEP_SECONDS = 60
 class Schedule:
     """Depths and how many rounds each is measured in; memory repeats, time needs several."""
 
-    rounds: dict[int, int]
+    memory_rounds: dict[int, int]
+    time_rounds: dict[int, int]
     first_step_rounds: dict[int, int]
     first_step_contestants: tuple[str, ...]
 
 
-FULL = Schedule({8: 1, 32: 3, 64: 1}, {8: 1, 64: 1, 256: 1}, FIRST_STEP_CONTESTANTS)
-QUICK = Schedule({4: 1, 12: 1}, {8: 1, 64: 1}, ("reversible", "keras-default"))
+FULL = Schedule({8: 1, 64: 1}, {8: 1, 32: 3}, {8: 1, 64: 1, 256: 1}, FIRST_STEP_CONTESTANTS)
+QUICK = Schedule({4: 1, 12: 1}, {12: 1}, {8: 1, 64: 1}, ("reversible", "keras-default"))
 
 
 def measure(configuration):
@@ -93,7 +99,11 @@ def measure(configuration):
         training.gradient_bytes,
         training.apply_gradients_at_once is not None,
     )
-    if configuration.steps:
+    if configuration.case == "time":
+        found = dataclasses.replace(
+            found, step_seconds=median_seconds(training.step, configuration.steps)
+        )
+    elif configuration.case != "first step":
         cost = memory.measure_steps(training.step, steps=configuration.steps)
         peak = activations = cost.activation_bytes
         if training.apply_gradients_at_once:
@@ -103,19 +113,32 @@ def measure(configuration):
             found,
             peak_bytes=peak,
             activation_bytes=activations,
-            step_seconds=cost.step_seconds,
         )
     return found, contestants.VERSIONS
+
+
+def median_seconds(step, steps):
+    """The median duration of a step, in seconds."""
+    for _ in range(WARM_UP_STEPS):
+        step()
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def measure_in_fresh_process(configuration, pytorch_python):
     in_pytorch = configuration.contestant in PYTORCH_CONTESTANTS
     python = pytorch_python if in_pytorch else sys.executable
-    values = fresh_process.measure(__file__, configuration, ENVIRONMENT, python)
+    of_memory = memory.ENVIRONMENT if configuration.case in ("memory", "few blocks") else {}
+    environment = {**ENVIRONMENT, **of_memory}
+    values = fresh_process.measure(__file__, configuration, environment, python)
     return from_values(values["measurement"]), values["versions"]
 
 
-def step_configurations(workloads, contestants, rounds, steps):
+def step_configurations(case, workloads, contestants, rounds, steps):
     """Contestants vary fastest. One round tells the memory of blocks without dropout."""
     rows = []
     for workload, depth in itertools.product(workloads, rounds):
@@ -125,7 +148,7 @@ def step_configurations(workloads, contestants, rounds, steps):
         batch = WORKLOADS[workload].input_shape[0]
         competing = MASKLESS_CONTESTANTS if maskless else STEP_CONTESTANTS
         rows += [
-            Configuration("step", workload, depth, round_, contestant, batch, steps)
+            Configuration(case, workload, depth, round_, contestant, batch, steps)
             for round_ in range(1 if maskless else rounds[depth])
             for contestant in contestants
             if contestant in competing
@@ -174,9 +197,11 @@ def slow_at_less_depth(configuration, measurements):
 
 def described(m):
     """A measurement in a line."""
-    if m.peak_bytes is None:
-        return f"first step {m.first_step_seconds:.1f} s"
-    return f"{m.activation_bytes / 2**20:.1f} MiB, {m.step_seconds:.3f} s a step"
+    if m.step_seconds is not None:
+        return f"{m.step_seconds:.3f} s a step"
+    if m.activation_bytes is not None:
+        return f"{m.activation_bytes / 2**20:.1f} MiB"
+    return f"first step {m.first_step_seconds:.1f} s"
 
 
 def write(results, out):
@@ -205,11 +230,13 @@ def run(arguments):
     schedule = QUICK if arguments.quick else FULL
     a = arguments
     first_contestants = [c for c in schedule.first_step_contestants if c in a.contestants]
-    rounds = rounds_by_depth(schedule.rounds, a.depths, a.rounds)
+    memory_rounds = rounds_by_depth(schedule.memory_rounds, a.depths, 1)
+    time_rounds = rounds_by_depth(schedule.time_rounds, a.depths, a.rounds)
     first_rounds = rounds_by_depth(schedule.first_step_rounds, a.first_step_depths, a.rounds)
     rows = [
         *few_block_configurations(a.workloads, a.contestants, a.steps),
-        *step_configurations(a.workloads, a.contestants, rounds, a.steps),
+        *step_configurations("memory", a.workloads, a.contestants, memory_rounds, a.steps),
+        *step_configurations("time", a.workloads, a.contestants, time_rounds, a.steps),
         *first_step_configurations(first_contestants, first_rounds),
     ]
     results = report.Results(datetime.date.today().isoformat(), machine.describe())
@@ -261,7 +288,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="small depths, one round")
     parser.add_argument(
-        "--rounds", type=_count, help="at every depth; default: 3 at 32 blocks, else 1"
+        "--rounds", type=_count, help="of times, at every depth; default: 3 at 32 blocks"
     )
     parser.add_argument("--steps", type=_count, default=5, help="measured steps a process")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
