@@ -113,7 +113,7 @@ def test_contestants_vary_fastest():
         (8, 0, "reversible"),
     ]
     rows = training_step.step_configurations(
-        ["dense-without-dropout"], ["reversible", "checkpoint"], {4: 2, 8: 2}, 5
+        "memory", ["dense-without-dropout"], ["reversible", "checkpoint"], {4: 2, 8: 2}, 5
     )
     assert [(row.depth, row.round, row.contestant) for row in rows] == [(8, 0, "reversible")]
 
