@@ -1,0 +1,38 @@
+"""The verbs of each engine, in real processes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from revkeras.distribute import engines
+from revkeras.distribute.engines.local import LocalEngine
+from tests.distribute.workers import run_workers
+
+_VERBS = Path(__file__).with_name("verbs.py")
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_tensorflow(workers):
+    assert run_workers(_VERBS, workers) == 0
+
+
+def test_local_gives_back_what_it_is_given():
+    engine, x = LocalEngine(), np.arange(4.0)
+    for verb in engine.all_reduce, engine.reduce_scatter, engine.all_gather, engine.broadcast:
+        assert verb(x) is x
+    engine.barrier()
+    engine.close()
+    assert (engine.rank, engine.size, engine.bytes_sent()) == (0, 1, 0)
+
+
+def test_choose(monkeypatch):
+    monkeypatch.setattr(engines, "_chosen", None)
+    with pytest.raises(ValueError, match="expected one of .* received engine='mpi'"):
+        engines.choose("mpi")
+    with pytest.raises(ValueError, match="'tensorflow' needs the addresses of all workers"):
+        engines.choose("tensorflow")
+    assert engines.choose().name == "local"
+    assert engines.choose("auto") is engines.choose("local")
+    with pytest.raises(ValueError, match="already communicates by 'local'"):
+        engines.choose("tensorflow")
