@@ -29,7 +29,8 @@ def pack_slice(segments: Sequence[Segment], pieces: dict[int, tuple[int, Any]], 
 def unpack(segments: Sequence[Segment], flat: Any) -> list[Any]:
     """The parts of a 1-D tensor that lie one after the other."""
     ends = list(itertools.accumulate(s.size for s in segments))
-    return ops.split(flat, ends[:-1])
+    flat = ops.reshape(flat, (ends[-1],))
+    return ops.split(flat, ends[:-1]) if len(ends) > 1 else [flat]
 
 
 def _part(run: Segment, flat: dict[int, Any], dtype: str) -> Any:
