@@ -20,7 +20,10 @@ def intercepted(born: Callable[[keras.Variable, Any, Initialize], None]) -> Iter
     initialize = keras.Variable._initialize
 
     def intercept(variable: keras.Variable, value: Any) -> None:
-        born(variable, value, initialize)
+        if hasattr(value, "assign"):  # a view of a variable that exists
+            initialize(variable, value)
+        else:
+            born(variable, value, initialize)
 
     keras.Variable._initialize = intercept
     try:

@@ -11,7 +11,7 @@ from revkeras import backprop
 from revkeras.distribute import slots
 from revkeras.distribute.clipping import Clipping
 from revkeras.distribute.flat import pack, pack_slice, unpack
-from revkeras.distribute.parameters import is_sharded, raw, shard_of
+from revkeras.distribute.parameters import is_sharded, raw, shard_of, spread_out
 from revkeras.distribute.partition import Bucket, Piece, even_buckets, pieces, whole_buckets
 
 _ELEMENTWISE = {
@@ -52,26 +52,18 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
 
     Args:
         inner_optimizer: A Keras optimizer, which is built on this rank's part alone.
-        engine: The engine that the workers communicate by.
-        stage: Integer, the stage of ZeRO.
-        bucket_bytes: Integer, how many bytes one collective moves. In bytes.
-        offload: `"host"`, or `None`.
+        strategy: The `ZeroStrategy`.
     """
 
-    def __init__(
-        self,
-        inner_optimizer: keras.optimizers.Optimizer,
-        engine: Any,
-        stage: int,
-        bucket_bytes: int,
-        offload: str | None = None,
-    ):
+    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, strategy: Any):
+        _refuse_others(inner_optimizer)
         super().__init__(learning_rate=0.0, name=inner_optimizer.name)
         self._hidden = _Hidden(inner_optimizer)
-        self._engine = engine
-        self._stage = stage
-        self._bucket_bytes = bucket_bytes
-        self._offload = offload
+        self.strategy = strategy
+        self._engine = strategy.engine
+        self._stage = strategy.stage
+        self._bucket_bytes = strategy.bucket_bytes
+        self._offload = strategy.offload
         self._read_in = {}  # by variable, the 16-bit dtype that it is read in
 
     # What users and callbacks see is the inner optimizer.
@@ -80,6 +72,12 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
     def inner(self) -> keras.optimizers.Optimizer:
         """The optimizer that was given to `ZeroStrategy.optimizer`."""
         return self._hidden.optimizer
+
+    def scale_dynamically(self) -> None:
+        """Scales the loss, as Keras does for a float16 policy, if that is not done already."""
+        if self.core is self.inner:
+            scaled = keras.optimizers.LossScaleOptimizer(self.inner, name="loss_scale_optimizer")
+            self._hidden = _Hidden(scaled)
 
     @property
     def core(self) -> keras.optimizers.Optimizer:
@@ -167,21 +165,25 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         for i, v in enumerate(variables):
             if self._engine.size == 1:
                 self._pieces[i] = v
-            elif i in grouped:
-                self._pieces[i] = self._master(v, *self._ranges[i])
             elif is_sharded(v) and not self._whole:
                 self._pieces[i] = shard_of(v)
+            else:
+                value = v.value  # which all ranks have to ask for, where it is sharded
+                if i in grouped:
+                    self._pieces[i] = self._master(v, value, *self._ranges[i])
         if self._engine.size > 1:
             # So that no rank is without a piece: all take the same steps.
             self._pieces[len(variables)] = keras.Variable([0.0], dtype="float32", name="nothing")
 
-    def _master(self, variable: Any, start: int, stop: int) -> keras.Variable:
+    def _master(self, variable: Any, value: Any, start: int, stop: int) -> keras.Variable:
         dtype = "float64" if variable.dtype == "float64" else "float32"
-        values = ops.cast(ops.reshape(variable.value, (-1,))[start:stop], dtype)
+        values = ops.cast(ops.reshape(value, (-1,))[start:stop], dtype)
         if self._whole:
             values = ops.reshape(values, variable.shape)
         piece = keras.Variable(values, dtype=dtype, name=variable.name)
         piece._path = variable.path
+        if is_sharded(variable):
+            variable._followers.append(lambda value: piece.assign(ops.cast(value, dtype)))
         return piece
 
     def _agree_on_finite(self) -> None:
@@ -257,15 +259,16 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
                 continue
             d = ops.concatenate([slices[b][k] for b, k in p.sources])
             # A gradient that comes as slices is a mean already, and was in one place.
-            d = d if is_sharded(self._trainable_variables[i]) else d / size
-            mine[i] = ops.reshape(d, self._pieces[i].shape)
-            self._follow(group, p, i)
+            is_mean = is_sharded(self._trainable_variables[i])
+            mine[i] = ops.reshape(d if is_mean else d / size, self._pieces[i].shape)
+            if not is_mean:
+                self._follow(group, p, i)
         return mine
 
     def _flat_gradient(self, i: int, gradient: Any, dtype: str) -> Any:
         variable = self._trainable_variables[i]
         flat = ops.cast(ops.reshape(gradient, (-1,)), dtype)
-        return whole_of_share(self._engine, variable, flat) if is_sharded(variable) else flat
+        return spread_out(self._engine, variable, flat) if is_sharded(variable) else flat
 
     def _follow(self, group: Group, piece: Piece, i: int) -> None:
         """The master takes what was assigned to the variable since the last step."""
@@ -330,6 +333,26 @@ def _exclude_pieces(core: Any, variables: list, owned: dict[int, Any]) -> None:
             if i in owned and core._var_key(raw(v)) in excluded
         }
         core._exclude_from_weight_decay = excluded | keys
+
+
+def _refuse_others(optimizer: Any) -> None:
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "Invalid value for argument `inner`: expected a Keras optimizer such as "
+            f"keras.optimizers.AdamW(1e-3), received inner={optimizer!r} (of type "
+            f"{type(optimizer).__name__})."
+        )
+    core = optimizer
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        core = optimizer.inner_optimizer
+    own, base = type(core), keras.optimizers.Optimizer
+    if isinstance(core, ZeroOptimizer) or any(
+        getattr(own, name) is not getattr(base, name) for name in ("apply", "apply_gradients")
+    ):
+        raise ValueError(
+            "Invalid value for argument `inner`: expected an optimizer that leaves `apply` to "
+            f"Keras, such as SGD, AdamW or Muon, received a {own.__name__}."
+        )
 
 
 def _refuse_overwritten(variables: list) -> None:

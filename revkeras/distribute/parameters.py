@@ -37,7 +37,11 @@ class ShardedVariable(keras.Variable):
         return self._value.handle  # for tapes
 
     def _direct_assign(self, value: Any) -> None:
-        self._shard.assign(_own_slice(self._engine, ops.cast(value, self._dtype)))
+        value = ops.cast(value, self._dtype)
+        self._shard.assign(_own_slice(self._engine, value))
+        if backprop.is_eager():
+            for follow in self._followers:
+                follow(value)
 
     def numpy(self) -> Any:
         return ops.convert_to_numpy(self.value)
@@ -73,6 +77,7 @@ def shard(variable: keras.Variable, engine: Any, initialize: Any, value: Any = N
     initialize(variable, _own_slice(engine, whole))
     variable._engine = engine
     variable._shard = _view(variable)
+    variable._followers = []  # called with what is assigned outside of graphs
     variable.__class__ = ShardedVariable
 
 
@@ -81,7 +86,7 @@ def unshard(variable: ShardedVariable, initialize: Any) -> None:
     whole = variable.value
     variable.__class__ = keras.Variable
     variable._value = None
-    del variable._shard, variable._engine
+    del variable._shard, variable._engine, variable._followers
     initialize(variable, whole)
 
 
@@ -142,6 +147,13 @@ def scattered(engine: Any, variables: Sequence, gradients: list) -> list:
         for i, part in zip(chosen, _columns(ops.reshape(mine, (1, sum(steps))), steps)):
             slices[i] = ops.cast(ops.reshape(part, (-1,)), variables[i].dtype)
     return slices
+
+
+def spread_out(engine: Any, variable: ShardedVariable, part: Any) -> Any:
+    """This rank's slice in its place among zeros: 1-D, as long as the variable has elements."""
+    size = _size(variable)
+    start, stop = own_range(size, engine.size, engine.rank)
+    return ops.pad(part[: stop - start], [[start, size - stop]])
 
 
 class Spread:

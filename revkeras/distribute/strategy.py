@@ -7,10 +7,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras import backprop
-from revkeras.distribute import births, engines, models
+from revkeras.distribute import births, engines, layers, models
 from revkeras.distribute.optimizer import ZeroOptimizer
 from revkeras.distribute.parameters import is_sharded, shard
+from revkeras.stateless import spec_of
 
 _current: list = []  # the strategy whose scope it is in
 
@@ -47,6 +47,7 @@ class ZeroStrategy:
         self.shard_bytes = shard_bytes
         self.offload = offload
         self.models: list[keras.Model] = []
+        self._prepared: list[keras.Model] = []
         self._new: list[keras.Variable] = []
         self._initialize = keras.Variable._initialize
 
@@ -79,7 +80,38 @@ class ZeroStrategy:
         self._start_alike()
 
     def optimizer(self, inner: keras.optimizers.Optimizer) -> ZeroOptimizer:
-        return ZeroOptimizer(inner, self.engine, self.stage, self.bucket_bytes, self.offload)
+        return ZeroOptimizer(inner, self)
+
+    def take_on(self, model: keras.Model) -> None:
+        """Trains a compiled model: at once if it is built, else before its first step."""
+        self.models.append(model)
+        if model.built:
+            self._prepare(model)
+            return
+        models.in_step(model, lambda x: self._build(model, x))
+
+    def _build(self, model: keras.Model, x: Any) -> None:
+        if model in self._prepared:
+            return
+        with self.scope():
+            keras.src.backend.compute_output_spec(model, spec_of(x), training=False)
+        self._prepare(model)
+
+    def _prepare(self, model: keras.Model) -> None:
+        self._prepared.append(model)
+        foreign = [v.path for v in model.variables if getattr(v, "_strategy", None) is not self]
+        if foreign:
+            raise ValueError(
+                "A model is trained by a strategy in whose scope it was not built, so the workers "
+                f"would start with different values of {foreign[:5]}. Expected "
+                "`with strategy.scope(): model = build_model()`."
+            )
+        if self.size == 1:
+            return
+        dtypes = layers.read_in(model._flatten_layers())
+        model.optimizer.read_in(dtypes)
+        if self.stage == 3:
+            layers.arrange(model, self.engine, dtypes, self.shard_bytes, self._initialize)
 
     def _born(self, variable: keras.Variable, value: Any, initialize: births.Initialize) -> None:
         """Gives a variable that is made under the scope its value."""
