@@ -9,6 +9,7 @@ from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
 from tensorflow.python.eager import context
 from tensorflow.python.ops import gen_collective_ops
 
+from revkeras.distribute import membership
 from revkeras.distribute.cluster import Cluster
 from revkeras.distribute.engines.ordering import Order, size_in_bytes
 
@@ -41,7 +42,9 @@ class TensorFlowEngine:
                 "start the script by `python -m revkeras.distribute.launch --workers N script.py`."
             )
         self.rank, self.size = cluster.rank, cluster.size
+        self._membership = membership.join(cluster)
         _start_server(cluster)
+        self._membership.on_failure(_abort)
         gpus = tf.config.list_physical_devices("GPU")
         self._device = "GPU:0" if gpus else "CPU:0"
         self._has_reduce_scatter = bool(gpus)
@@ -119,8 +122,9 @@ class TensorFlowEngine:
         return self._order.bytes_sent()
 
     def close(self) -> None:
-        """Waits for all workers; the runtime itself ends with the process."""
+        """Waits for all workers and takes leave; the runtime itself ends with the process."""
         self.barrier()
+        self._membership.close()
 
     def _run(
         self,
@@ -205,6 +209,11 @@ def _start_server(cluster: Cluster) -> None:
             f"Worker {cluster.rank} cannot listen on its address {address} ({cluster.source}): "
             f"{error.message}. Is the port in use by another process?"
         ) from error
+
+
+def _abort(message: str) -> None:
+    """Makes collectives that wait, and all later ones, raise an error with this message."""
+    context.context().abort_collective_ops(tf.errors.UNAVAILABLE, message)
 
 
 def _to_wire(x: tf.Tensor) -> tf.Tensor:
