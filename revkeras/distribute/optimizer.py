@@ -128,9 +128,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             with backprop.place(self._offload):
                 self._make_pieces(variables)
                 _exclude_pieces(self.core, variables, self._pieces)
-                self._slots = slots.build(self.core, [*self._pieces.values()])
-                if self.core is not self.inner:
-                    self.inner.build([*self._pieces.values()])
+                self._slots = slots.build(self.inner, self.core, [*self._pieces.values()])
         self._clipping = Clipping(self._engine, self.core, len(variables))
         if self._engine.size > 1:
             self._agree_on_finite()
@@ -142,10 +140,10 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         by_kind: dict[tuple, list[int]] = {}
         for i, v in enumerate(variables):
             if self._engine.size > 1 and (self._whole or not is_sharded(v)):
-                kind = is_sharded(v), self._read_in.get(id(v), v.dtype)
+                kind = is_sharded(v), v._dtype, self._read_in.get(id(v), v._dtype)
                 by_kind.setdefault(kind, []).append(i)
         groups = []
-        for (_, wire), positions in by_kind.items():
+        for (_, _, wire), positions in by_kind.items():
             sizes = [_size(variables[i]) for i in positions]
             cut = whole_buckets if self._whole else even_buckets
             buckets = cut(sizes, self._engine.size, self._bucket_bytes // 4)
@@ -217,7 +215,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         with backprop.place(self._offload):
             self._update(mine)
         if self._engine.size > 1:
-            self._publish(found)
+            self._publish()
             for i in found:
                 variable = self._trainable_variables[i]
                 if variable.constraint is not None:
@@ -281,22 +279,29 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             now = ops.where(same, master.value, now)
         master.assign(now)
 
-    def _publish(self, found: Any) -> None:
+    def publish_exactly(self) -> None:
+        """Gives every rank all bits of parameters that it had in 16."""
+        if any(group.wire in ("float16", "bfloat16") for group in self._groups):
+            self._publish(exactly=True)
+
+    def _publish(self, exactly: bool = False) -> None:
         """Gives every rank the parameters that the others have updated."""
         for group in self._groups:
+            variables = [self._trainable_variables[i] for i in group.variables]
+            wire = variables[0]._dtype if exactly else group.wire
             parts: dict[int, list] = {}
             own = {}
             for p in group.pieces:
                 value = self._pieces[group.variables[p.segment.variable]].value
                 own[p.segment.variable] = p.segment.start, ops.reshape(value, (-1,))
             for bucket in group.buckets:
-                mine = pack_slice(bucket.slices[self._engine.rank], own, group.wire)
+                mine = pack_slice(bucket.slices[self._engine.rank], own, wire)
                 gathered = self._engine.all_gather(mine)
                 for run, values in zip(bucket.runs, unpack(bucket.runs, gathered)):
                     if run.variable is not None:
                         parts.setdefault(run.variable, []).append((run.start, values))
             for local, values in parts.items():
-                variable = self._trainable_variables[group.variables[local]]
+                variable = variables[local]
                 values = [x for _, x in sorted(values, key=lambda pair: pair[0])]
                 whole = values[0] if len(values) == 1 else ops.concatenate(values)
                 variable.assign(ops.reshape(ops.cast(whole, variable.dtype), variable.shape))
@@ -306,7 +311,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             self.inner.finalize_variable_values(var_list)
         elif self.core.use_ema and self.built:
             self.core.finalize_variable_values([*self._pieces.values()])
-            self._publish(range(len(self._trainable_variables)))
+            self._publish(exactly=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,9 +25,11 @@ class Slot:
     variable: keras.Variable
 
 
-def build(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> list[Slot]:
-    """Builds the optimizer, and returns its slots in the order in which they were made."""
-    return _watched_build(optimizer, list(variables), optimizer.add_variable)
+def build(
+    optimizer: keras.optimizers.Optimizer, core: keras.optimizers.Optimizer, variables: Sequence
+) -> list[Slot]:
+    """Builds the optimizer, and returns the slots of `core`, itself or the one that it wraps."""
+    return _watched_build(optimizer, core, list(variables), core.add_variable)
 
 
 def described(
@@ -53,11 +55,13 @@ def described(
         references.append(reference)
     clone.assign = lambda variable, value: None
     clone._var_key = id
-    slots = _watched_build(clone, references, stand_in)
+    slots = _watched_build(clone, clone, references, stand_in)
     return clone.variables, slots
 
 
-def _watched_build(optimizer: Any, references: list, add_variable: Any) -> list[Slot]:
+def _watched_build(
+    optimizer: Any, core: Any, references: list, add_variable: Any
+) -> list[Slot]:
     positions = {id(reference): i for i, reference in enumerate(references)}
     slots: list[Slot] = []
     unnamed: list[tuple[tuple, keras.Variable]] = []  # until it is seen whose they are
@@ -84,10 +88,10 @@ def _watched_build(optimizer: Any, references: list, add_variable: Any) -> list[
         slots.append(Slot(name or "var", owner, tuple(reference.shape), variable))
         return variable
 
-    optimizer.add_variable = watched_add
-    optimizer.add_variable_from_reference = watched_reference
+    core.add_variable = watched_add
+    core.add_variable_from_reference = watched_reference
     try:
         optimizer.build(references)
     finally:
-        del optimizer.add_variable, optimizer.add_variable_from_reference
+        del core.add_variable, core.add_variable_from_reference
     return slots

@@ -7,9 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras.distribute import births, engines, layers, models
+import revkeras
+from revkeras.distribute import births, engines, layers, membership, models
+from revkeras.distribute.callbacks import Exact
+from revkeras.distribute.dataset import sharded
+from revkeras.distribute.metrics import summed
 from revkeras.distribute.optimizer import ZeroOptimizer
-from revkeras.distribute.parameters import is_sharded, shard
+from revkeras.distribute.parameters import shard
 from revkeras.stateless import spec_of
 
 _current: list = []  # the strategy whose scope it is in
@@ -46,6 +50,17 @@ class ZeroStrategy:
         self.bucket_bytes = bucket_bytes
         self.shard_bytes = shard_bytes
         self.offload = offload
+        membership.agree(
+            {
+                "the version of revkeras": revkeras.__version__,
+                "the version of Keras": keras.__version__,
+                "the floating-point type": keras.config.floatx(),
+                "stage": stage,
+                "bucket_bytes": bucket_bytes,
+                "shard_bytes": shard_bytes,
+                "offload": offload,
+            }
+        )
         self.models: list[keras.Model] = []
         self._prepared: list[keras.Model] = []
         self._new: list[keras.Variable] = []
@@ -84,14 +99,15 @@ class ZeroStrategy:
 
     def take_on(self, model: keras.Model) -> None:
         """Trains a compiled model: at once if it is built, else before its first step."""
-        self.models.append(model)
+        self.models = [m for m in self.models if m is not model] + [model]
         if model.built:
             self._prepare(model)
-            return
-        models.in_step(model, lambda x: self._build(model, x))
+        if self.size > 1:
+            models.take_part(model, self, lambda x: self._build(model, x))
 
     def _build(self, model: keras.Model, x: Any) -> None:
-        if model in self._prepared:
+        """Builds a model that waited for its first batch."""
+        if any(m is model for m in self._prepared):
             return
         with self.scope():
             keras.src.backend.compute_output_spec(model, spec_of(x), training=False)
@@ -113,6 +129,28 @@ class ZeroStrategy:
         if self.stage == 3:
             layers.arrange(model, self.engine, dtypes, self.shard_bytes, self._initialize)
 
+    def shard(self, dataset: Any, batch_size: int | None = None) -> Any:
+        return sharded(dataset, self.rank, self.size, batch_size)
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        return [Exact(self)]
+
+    def publish_exactly(self, model: keras.Model) -> None:
+        """Gives all ranks the parameters in all their bits."""
+        if model.optimizer.built:
+            model.optimizer.publish_exactly()
+
+    def average_state(self, model: keras.Model) -> None:
+        """Averages what training steps update beside parameters, such as batch-norm statistics."""
+        updated = {
+            id(v): v
+            for layer in model._flatten_layers()
+            for v in layer._non_trainable_variables
+            if keras.backend.is_float_dtype(v._dtype)
+        }
+        for v, total in summed([*updated.values()], self.engine):
+            v.assign(total / self.size)
+
     def _born(self, variable: keras.Variable, value: Any, initialize: births.Initialize) -> None:
         """Gives a variable that is made under the scope its value."""
         variable._strategy = self
@@ -121,6 +159,7 @@ class ZeroStrategy:
             initialize(variable, value)
             self._new.append(variable)
             return
+        membership.agree({"the variable that is made": _description(variable)})
         whole = self.engine.broadcast(ops.convert_to_tensor(value()))
         shard(variable, self.engine, initialize, whole)
 
@@ -129,15 +168,18 @@ class ZeroStrategy:
         new, self._new = self._new, []
         if self.size == 1:
             return
+        membership.agree({f"variable {i}": _description(v) for i, v in enumerate(new)})
         for v in new:
-            if is_sharded(v):
-                continue
             v.assign(self.engine.broadcast(v.value))
             if v.name == "seed_generator_state":
                 v.assign(v.value + ops.cast([_SEED_STEP * self.rank % 2**31, 0], v.dtype))
 
 
 _SEED_STEP = 1_000_003
+
+
+def _description(variable: keras.Variable) -> str:
+    return f"{variable.name} {tuple(variable._shape)} {variable._dtype}"
 
 
 def _can_be_sharded(variable: keras.Variable, value: Any) -> bool:
