@@ -79,6 +79,7 @@ class BlockCall:
             weights.positions([*function.trainable, *floats]),
             state.positions([*function.state, *others]),
             owners=(*function.trainable, *floats),
+            state_owners=(*function.state, *others),
             exact=self.coupling.exact,
             compiled=self.compiled,
             inference=self.training is False,

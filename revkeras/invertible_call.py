@@ -110,6 +110,7 @@ class InvertibleCall:
             weights.positions(function.trainable),
             state.positions(function.state),
             owners=function.trainable,
+            state_owners=function.state,
             settles=True,
             compiled=self.compiled,
             inference=self.training is False,

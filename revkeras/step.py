@@ -40,6 +40,7 @@ class Step:
             block is differentiated by.
         state: The positions of its other values in the stack's list.
         owners: The variables, or tensors, whose values `weights` are.
+        state_owners: Those whose values `state` is.
         exact: Whether the block must give the same bits when it is replayed.
         settles: Whether it is replayed on the state that it left, not the one
             that it found.
@@ -56,6 +57,7 @@ class Step:
     weights: tuple[int, ...]
     state: tuple[int, ...]
     owners: tuple = ()
+    state_owners: tuple = ()
     exact: bool = False
     settles: bool = False
     compiled: bool = False

@@ -1,0 +1,96 @@
+"""Each worker's part of a dataset, in equally many batches for all."""
+
+import random
+from typing import Any
+
+import keras
+import numpy as np
+
+from revkeras.distribute import membership
+from revkeras.distribute.tensorflow.dataset import (
+    batches_of,
+    is_dataset,
+    refuse_uneven,
+    rows_of_rank,
+)
+
+
+def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
+    """The rank's part, see `ZeroStrategy.shard`."""
+    if _are_arrays(dataset):
+        dataset = batches_of(dataset, 32 if batch_size is None else batch_size, _common_seed())
+    elif batch_size is not None:
+        raise ValueError(
+            "Invalid value for argument `batch_size`: expected None for a dataset that has batches "
+            f"of its own, received batch_size={batch_size!r}."
+        )
+    if size == 1:
+        return dataset
+    if is_dataset(dataset):
+        refuse_uneven(dataset, size)
+        return rows_of_rank(dataset, rank, size)
+    if isinstance(dataset, keras.utils.PyDataset):
+        if dataset.num_batches is None:
+            raise ValueError(
+                "Invalid value for argument `dataset`: expected a PyDataset that knows how many "
+                "batches it has, as all workers need the same number; received one whose "
+                f"`num_batches` is None: {dataset!r}. Define `__len__`."
+            )
+        return RowsOfRank(dataset, rank, size, _common_seed())
+    raise ValueError(
+        "Invalid value for argument `dataset`: expected a tf.data.Dataset, a "
+        "keras.utils.PyDataset, or arrays, of which each worker can have an equal part; received "
+        f"dataset={dataset!r} (of type {type(dataset).__name__})."
+    )
+
+
+class RowsOfRank(keras.utils.PyDataset):
+    """The rank's rows of each batch of a `PyDataset`.
+
+    Attributes:
+        shuffles: Whether the batches come in another order each epoch, as in `fit`. It is
+            the same on all ranks, which Keras's own would not be.
+    """
+
+    def __init__(self, dataset: keras.utils.PyDataset, rank: int, size: int, seed: int):
+        super().__init__(
+            workers=dataset.workers,
+            use_multiprocessing=dataset.use_multiprocessing,
+            max_queue_size=dataset.max_queue_size,
+        )
+        self._dataset, self._rank, self._size = dataset, rank, size
+        self._random = np.random.default_rng(seed)
+        self.shuffles = False
+        self._order = np.arange(len(self))
+
+    def __len__(self) -> int:
+        return self._dataset.num_batches
+
+    def __getitem__(self, index: int) -> Any:
+        return keras.tree.map_structure(self._rows, self._dataset[int(self._order[index])])
+
+    def on_epoch_begin(self) -> None:
+        if self.shuffles:
+            self._order = self._random.permutation(len(self))
+        self._dataset.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self._dataset.on_epoch_end()
+
+    def _rows(self, x: Any) -> Any:
+        n = len(x)
+        if n < self._size:
+            return x
+        step = n // self._size
+        return x[self._rank * step : (self._rank + 1) * step]
+
+
+def _common_seed() -> int:
+    return membership.exchange(random.randrange(1, 2**31))[0]
+
+
+def _are_arrays(dataset: Any) -> bool:
+    leaves = keras.tree.flatten(dataset)
+    return bool(leaves) and all(
+        isinstance(x, np.ndarray) or keras.ops.is_tensor(x) for x in leaves
+    )

@@ -1,0 +1,191 @@
+"""What users write: `ZeroStrategy`."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+import revkeras
+from revkeras.distribute import births, engines, layers, membership, models
+from revkeras.distribute.callbacks import Exact
+from revkeras.distribute.dataset import sharded
+from revkeras.distribute.metrics import summed
+from revkeras.distribute.optimizer import ZeroOptimizer
+from revkeras.distribute.parameters import shard
+from revkeras.stateless import spec_of
+
+_current: list = []  # the strategy whose scope it is in
+
+
+class ZeroStrategy:
+    def __init__(
+        self,
+        stage: int = 2,
+        engine: str = "auto",
+        *,
+        bucket_bytes: int = 2**25,
+        shard_bytes: int = 2**16,
+        offload: str | None = None,
+    ):
+        if stage not in (1, 2, 3) or isinstance(stage, bool):
+            raise ValueError(
+                "Invalid value for argument `stage`: expected 1 (optimizer state is sharded), 2 "
+                f"(gradients too) or 3 (parameters too), received stage={stage!r}."
+            )
+        for name, value in {"bucket_bytes": bucket_bytes, "shard_bytes": shard_bytes}.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"Invalid value for argument `{name}`: expected a positive number of bytes, "
+                    f"received {name}={value!r}."
+                )
+        if offload not in (None, "host"):
+            raise ValueError(
+                "Invalid value for argument `offload`: expected None or 'host', received "
+                f"offload={offload!r}."
+            )
+        self.stage = stage
+        self.engine = engines.choose(engine)
+        self.bucket_bytes = bucket_bytes
+        self.shard_bytes = shard_bytes
+        self.offload = offload
+        membership.agree(
+            {
+                "the version of revkeras": revkeras.__version__,
+                "the version of Keras": keras.__version__,
+                "the floating-point type": keras.config.floatx(),
+                "stage": stage,
+                "bucket_bytes": bucket_bytes,
+                "shard_bytes": shard_bytes,
+                "offload": offload,
+            }
+        )
+        self.models: list[keras.Model] = []
+        self._prepared: list[keras.Model] = []
+        self._new: list[keras.Variable] = []
+        self._initialize = keras.Variable._initialize
+
+    @property
+    def rank(self) -> int:
+        """This worker's number. Integer, from 0."""
+        return self.engine.rank
+
+    @property
+    def size(self) -> int:
+        """How many workers there are. Integer."""
+        return self.engine.size
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator["ZeroStrategy"]:
+        if _current and _current[-1] is not self:
+            raise ValueError(
+                "A scope of one strategy was entered within that of another. Expected one "
+                "strategy for all that is trained together."
+            )
+        if _current:
+            yield self
+            return
+        _current.append(self)
+        try:
+            with births.intercepted(self._born), models.intercepted(self):
+                yield self
+        finally:
+            _current.pop()
+        self._start_alike()
+
+    def optimizer(self, inner: keras.optimizers.Optimizer) -> ZeroOptimizer:
+        return ZeroOptimizer(inner, self)
+
+    def take_on(self, model: keras.Model) -> None:
+        """Trains a compiled model: at once if it is built, else before its first step."""
+        self.models = [m for m in self.models if m is not model] + [model]
+        if model.built:
+            self._prepare(model)
+        if self.size > 1:
+            models.take_part(model, self, lambda x: self._build(model, x))
+
+    def _build(self, model: keras.Model, x: Any) -> None:
+        """Builds a model that waited for its first batch."""
+        if any(m is model for m in self._prepared):
+            return
+        with self.scope():
+            keras.src.backend.compute_output_spec(model, spec_of(x), training=False)
+        self._prepare(model)
+
+    def _prepare(self, model: keras.Model) -> None:
+        self._prepared.append(model)
+        foreign = [v.path for v in model.variables if getattr(v, "_strategy", None) is not self]
+        if foreign:
+            raise ValueError(
+                "A model is trained by a strategy in whose scope it was not built, so the workers "
+                f"would start with different values of {foreign[:5]}. Expected "
+                "`with strategy.scope(): model = build_model()`."
+            )
+        if self.size == 1:
+            return
+        dtypes = layers.read_in(model._flatten_layers())
+        model.optimizer.read_in(dtypes)
+        if self.stage == 3:
+            layers.arrange(model, self.engine, dtypes, self.shard_bytes, self._initialize)
+
+    def shard(self, dataset: Any, batch_size: int | None = None) -> Any:
+        return sharded(dataset, self.rank, self.size, batch_size)
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        return [Exact(self)]
+
+    def publish_exactly(self, model: keras.Model) -> None:
+        """Gives all ranks the parameters in all their bits."""
+        if model.optimizer.built:
+            model.optimizer.publish_exactly()
+
+    def average_state(self, model: keras.Model) -> None:
+        """Averages what training steps update beside parameters, such as batch-norm statistics."""
+        updated = {
+            id(v): v
+            for layer in model._flatten_layers()
+            for v in layer._non_trainable_variables
+            if keras.backend.is_float_dtype(v._dtype)
+        }
+        for v, total in summed([*updated.values()], self.engine):
+            v.assign(total / self.size)
+
+    def _born(self, variable: keras.Variable, value: Any, initialize: births.Initialize) -> None:
+        """Gives a variable that is made under the scope its value."""
+        variable._strategy = self
+        self._initialize = initialize
+        if self.stage < 3 or self.size == 1 or not _can_be_sharded(variable, value):
+            initialize(variable, value)
+            self._new.append(variable)
+            return
+        membership.agree({"the variable that is made": _description(variable)})
+        whole = self.engine.broadcast(ops.convert_to_tensor(value()))
+        shard(variable, self.engine, initialize, whole)
+
+    def _start_alike(self) -> None:
+        """All ranks take rank 0's values; seeds then differ by rank."""
+        new, self._new = self._new, []
+        if self.size == 1:
+            return
+        membership.agree({f"variable {i}": _description(v) for i, v in enumerate(new)})
+        for v in new:
+            v.assign(self.engine.broadcast(v.value))
+            if v.name == "seed_generator_state":
+                v.assign(v.value + ops.cast([_SEED_STEP * self.rank % 2**31, 0], v.dtype))
+
+
+_SEED_STEP = 1_000_003
+
+
+def _description(variable: keras.Variable) -> str:
+    return f"{variable.name} {tuple(variable._shape)} {variable._dtype}"
+
+
+def _can_be_sharded(variable: keras.Variable, value: Any) -> bool:
+    return (
+        callable(value)
+        and variable.trainable
+        and keras.backend.is_float_dtype(variable._dtype)
+        and len(variable._shape) > 0
+    )
