@@ -91,6 +91,4 @@ def _common_seed() -> int:
 
 def _are_arrays(dataset: Any) -> bool:
     leaves = keras.tree.flatten(dataset)
-    return bool(leaves) and all(
-        isinstance(x, np.ndarray) or keras.ops.is_tensor(x) for x in leaves
-    )
+    return bool(leaves) and all(isinstance(x, np.ndarray) or keras.ops.is_tensor(x) for x in leaves)

@@ -59,9 +59,7 @@ def described(
     return clone.variables, slots
 
 
-def _watched_build(
-    optimizer: Any, core: Any, references: list, add_variable: Any
-) -> list[Slot]:
+def _watched_build(optimizer: Any, core: Any, references: list, add_variable: Any) -> list[Slot]:
     positions = {id(reference): i for i, reference in enumerate(references)}
     slots: list[Slot] = []
     unnamed: list[tuple[tuple, keras.Variable]] = []  # until it is seen whose they are

@@ -73,9 +73,7 @@ def reversible(
             dweights[:] = [None] * len(weights)
 
             def fetch(i, gate):
-                return fetched(
-                    steps[i], [weights[p] for p in steps[i].weights], replayed[i], gate
-                )
+                return fetched(steps[i], [weights[p] for p in steps[i].weights], replayed[i], gate)
 
             coming = fetch(len(steps) - 1, gradients)
             for i in reversed(range(len(steps))):
