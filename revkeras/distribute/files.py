@@ -40,7 +40,7 @@ def saving_together(model: keras.Model, name: str, strategy: Any) -> Callable:
         strategy.publish_exactly(model)
         if strategy.rank == 0:
             # Keras would write the weights in memory first, where it takes that to be enough.
-            with mock.patch.object(saving_lib, "is_memory_sufficient", lambda model: False):
+            with mock.patch.object(saving_lib, "is_memory_sufficient", return_value=False):
                 method(model, filepath, *args, **kwargs)
         else:
             saving_lib._save_state(model, Nowhere(), None, "", set())

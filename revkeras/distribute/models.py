@@ -32,7 +32,7 @@ def intercepted(strategy: Any) -> Iterator[None]:
             optimizer.scale_dynamically()
         compile(model, optimizer, *args, auto_scale_loss=False, **kwargs)
         # Files are to be read without this package.
-        model._compile_config.config["optimizer"] = optimizer.inner
+        model._compile_config.config["optimizer"] = optimizer.wrapped()
         strategy.take_on(model)
 
     @functools.wraps(from_config)

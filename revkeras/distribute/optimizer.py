@@ -1,4 +1,4 @@
-"""The optimizer that reduce-scatters gradients, updates this rank's slices and gathers parameters."""
+"""The optimizer that reduce-scatters gradients, updates slices, and gathers parameters."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,8 +11,17 @@ from revkeras import backprop
 from revkeras.distribute import slots
 from revkeras.distribute.clipping import Clipping
 from revkeras.distribute.flat import pack, pack_slice, unpack
+from revkeras.distribute.optimizer_state import File, OptimizerState, Owned
 from revkeras.distribute.parameters import is_sharded, raw, shard_of, spread_out
-from revkeras.distribute.partition import Bucket, Piece, even_buckets, pieces, whole_buckets
+from revkeras.distribute.partition import (
+    Bucket,
+    Piece,
+    even_buckets,
+    own_range,
+    pieces,
+    whole_buckets,
+)
+from revkeras.distribute.state import Held
 
 _ELEMENTWISE = {
     keras.optimizers.Adadelta,
@@ -68,47 +77,48 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
 
     # What users and callbacks see is the inner optimizer.
 
-    @property
-    def inner(self) -> keras.optimizers.Optimizer:
+    def wrapped(self) -> keras.optimizers.Optimizer:
         """The optimizer that was given to `ZeroStrategy.optimizer`."""
-        return self._hidden.optimizer
+        return self._hidden.inner
 
     def scale_dynamically(self) -> None:
         """Scales the loss, as Keras does for a float16 policy, if that is not done already."""
-        if self.core is self.inner:
-            scaled = keras.optimizers.LossScaleOptimizer(self.inner, name="loss_scale_optimizer")
+        if self._hidden.core is self._hidden.inner:
+            scaled = keras.optimizers.LossScaleOptimizer(
+                self._hidden.inner, name="loss_scale_optimizer"
+            )
             self._hidden = _Hidden(scaled)
 
     @property
     def core(self) -> keras.optimizers.Optimizer:
         """The optimizer that updates: the inner one, without its loss scaling."""
-        scales = isinstance(self.inner, keras.optimizers.LossScaleOptimizer)
-        return self.inner.inner_optimizer if scales else self.inner
+        scales = isinstance(self._hidden.inner, keras.optimizers.LossScaleOptimizer)
+        return self._hidden.inner.inner_optimizer if scales else self._hidden.inner
 
     @property
     def variables(self) -> list:
-        return self.inner.variables
+        return self._hidden.inner.variables
 
     @property
     def learning_rate(self) -> Any:
-        return self.inner.learning_rate
+        return self._hidden.inner.learning_rate
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
-        self.inner.learning_rate = learning_rate
+        self._hidden.inner.learning_rate = learning_rate
 
     @property
     def iterations(self) -> Any:
-        return self.inner.iterations
+        return self._hidden.inner.iterations
 
     def scale_loss(self, loss: Any) -> Any:
-        return self.inner.scale_loss(loss)
+        return self._hidden.inner.scale_loss(loss)
 
     def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
-        self.core.exclude_from_weight_decay(*args, **kwargs)
+        self._hidden.core.exclude_from_weight_decay(*args, **kwargs)
 
     def get_config(self) -> dict:
-        return self.inner.get_config()
+        return self._hidden.inner.get_config()
 
     # Building: who owns what.
 
@@ -123,13 +133,15 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         _refuse_overwritten(variables)
         with backprop.eager_scope():
             super().build(variables)
-            self._whole = type(self.core) not in _ELEMENTWISE
+            self._whole = type(self._hidden.core) not in _ELEMENTWISE
             self._groups = self._make_groups(variables)
             with backprop.place(self._offload):
                 self._make_pieces(variables)
-                _exclude_pieces(self.core, variables, self._pieces)
-                self._slots = slots.build(self.inner, self.core, [*self._pieces.values()])
-        self._clipping = Clipping(self._engine, self.core, len(variables))
+                _exclude_pieces(self._hidden.core, variables, self._pieces)
+                inner, core = self._hidden.inner, self._hidden.core
+                self._slots = slots.build(inner, core, [*self._pieces.values()])
+        self._hidden.state = self._make_state(variables)
+        self._clipping = Clipping(self._engine, self._hidden.core, len(variables))
         if self._engine.size > 1:
             self._agree_on_finite()
 
@@ -184,16 +196,60 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             variable._followers.append(lambda value: piece.assign(ops.cast(value, dtype)))
         return piece
 
+    def _make_state(self, variables: list) -> OptimizerState:
+        size, rank = self._engine.size, self._engine.rank
+        positions = list(self._pieces)
+        found = [dataclasses.replace(slot, owner=positions[slot.owner]) for slot in self._slots]
+        owned = {}
+        for i, v in enumerate(variables):
+            if i in self._pieces:
+                whole = own_range(_size(v), size, rank)
+                owned[i] = Owned(v, self._pieces[i], *self._ranges.get(i, whole))
+        return OptimizerState(self._hidden.core, found, variables, owned, self._engine)
+
     def _agree_on_finite(self) -> None:
-        if self.core is self.inner:
+        if self._hidden.core is self._hidden.inner:
             return
-        check_finite = self.inner.check_finite
+        check_finite = self._hidden.inner.check_finite
 
         def on_all_ranks(grads: list) -> Any:
             finite = ops.cast(check_finite(grads), "int32")
             return ops.cast(self._engine.all_reduce(finite, op="min"), "bool")
 
-        self.inner.check_finite = on_all_ranks
+        self._hidden.inner.check_finite = on_all_ranks
+
+    # Its state, as if it were whole.
+
+    def held(self, paths: list[str]) -> list[Held]:
+        """What this rank holds of the optimizer's state; `paths` name the model's variables."""
+        scaling = []
+        if self._hidden.core is not self._hidden.inner:
+            scaling = [
+                Held(f"loss_scale/{v.name}", tuple(v.shape), v, None, None)
+                for v in (self._hidden.inner.step_counter, self._hidden.inner.dynamic_scale)
+            ]
+        return [*self._hidden.state.held(paths), *scaling]
+
+    def owned(self) -> dict[int, Owned]:
+        """What this rank updates of the model's variables, by position."""
+        return self._hidden.state.owned
+
+    def save_own_variables(self, store: Any) -> None:
+        self._file().save_own_variables(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        self._file().load_own_variables(store)
+
+    @property
+    def inner_optimizer(self) -> File:
+        """What loss scaling wraps, for files."""
+        if self._hidden.core is self._hidden.inner:
+            raise AttributeError("This optimizer does not scale losses.")
+        return File(self._hidden.state, [])
+
+    def _file(self) -> File:
+        scales = self._hidden.core is not self._hidden.inner
+        return File(self._hidden.state, self._hidden.inner._variables if scales else [])
 
     # A step.
 
@@ -224,7 +280,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
     def _update(self, mine: dict[int, Any]) -> None:
         """Updates this rank's pieces, which the gradients are of."""
         self._clipping.positions = list(mine)
-        self.inner.apply([*mine.values()], [self._pieces[i] for i in mine])
+        self._hidden.inner.apply([*mine.values()], [self._pieces[i] for i in mine])
 
     def _reduce(self, grads: dict[int, Any]) -> dict[int, Any]:
         """The mean gradients of this rank's pieces."""
@@ -308,17 +364,29 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: list) -> None:
         if self._engine.size == 1:
-            self.inner.finalize_variable_values(var_list)
-        elif self.core.use_ema and self.built:
-            self.core.finalize_variable_values([*self._pieces.values()])
+            self._hidden.inner.finalize_variable_values(var_list)
+        elif self._hidden.core.use_ema and self.built:
+            self._hidden.core.finalize_variable_values([*self._pieces.values()])
             self._publish(exactly=True)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Hidden:
-    """Keeps an object from Keras's trackers, which would save it beside what holds it."""
+    """Keeps an optimizer from Keras, which would save it beside what holds it.
 
-    optimizer: keras.optimizers.Optimizer
+    Attributes:
+        inner: The optimizer.
+        state: Its state, when it is built.
+    """
+
+    inner: keras.optimizers.Optimizer
+    state: OptimizerState | None = None
+
+    @property
+    def core(self) -> keras.optimizers.Optimizer:
+        """What updates: the optimizer, without its loss scaling."""
+        scales = isinstance(self.inner, keras.optimizers.LossScaleOptimizer)
+        return self.inner.inner_optimizer if scales else self.inner
 
 
 def _size(variable: Any) -> int:

@@ -37,7 +37,7 @@ def rows_of_rank(dataset: tf.data.Dataset, rank: int, size: int) -> tf.data.Data
 
 
 def refuse_uneven(dataset: tf.data.Dataset, size: int) -> None:
-    """Raises if the ranks would not get the same number of batches, of the same size, in one order."""
+    """Raises if the ranks would not get equally many batches, of one size, in one order."""
     if int(dataset.cardinality()) == tf.data.UNKNOWN_CARDINALITY:
         raise ValueError(
             "Invalid value for argument `dataset`: expected one that knows how many batches it "
