@@ -15,12 +15,10 @@ def save(
     step: int | None = None,
     keep: int = 3,
     position: dict | None = None,
+    local: dict | None = None,
 ) -> str:
     """Writes a checkpoint of all that the strategy trains; see `ZeroStrategy.save_checkpoint`."""
-    if not isinstance(keep, int) or keep < 1:
-        raise ValueError(
-            f"Invalid value for argument `keep`: expected at least 1 checkpoint, received {keep!r}."
-        )
+    _check_keep(keep)
     if step is None:
         step = int(strategy.models[0].optimizer.iterations) if strategy.models else 0
     folder = checkpoint.write(
@@ -31,7 +29,7 @@ def save(
         size=strategy.size,
         keep=keep,
         position=position,
-        local={name: v.numpy() for name, v in _own_state(strategy).items()},
+        local={**{name: v.numpy() for name, v in _seeds(strategy).items()}, **(local or {})},
     )
     return str(folder)
 
@@ -44,9 +42,8 @@ def restore(strategy: Any, directory: str | os.PathLike) -> checkpoint.Checkpoin
     strategy.restore_pieces(found.read_range)
     if found.size == strategy.size:  # with more or fewer workers, seeds stay as they started
         stored = found.local(strategy.rank)
-        for name, v in _own_state(strategy).items():
-            if name in stored and stored[name].shape == tuple(v.shape):
-                v.assign(stored[name])
+        for name, v in _seeds(strategy).items():
+            v.assign(stored[name])
     return found
 
 
@@ -80,8 +77,10 @@ class SaveAndResume(keras.callbacks.Callback):
         super().__init__()
         if not isinstance(every, int) or every < 1:
             raise ValueError(
-                f"Invalid value for argument `every`: expected at least 1 step, received {every!r}."
+                "Invalid value for argument `every`: expected at least 1 step, received "
+                f"every={every!r}."
             )
+        _check_keep(keep)
         self._strategy, self._directory = strategy, directory
         self._every, self._keep = every, keep
         self._started = False
@@ -99,16 +98,13 @@ class SaveAndResume(keras.callbacks.Callback):
             return
         self._step = self._saved = found.step
         self._epoch, self._passed_over = found.position["epoch"], found.position["batch"]
-        self._metrics = {id(v): v.numpy() for v in _metric_variables(self.model)}
+        if found.size == self._strategy.size:
+            self._metrics = found.local(self._strategy.rank)
         self.model._initial_epoch = self._epoch
         self._pass_over(self.model.train_function)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch, self._batch = epoch, 0
-        if self._metrics is not None:  # `fit` has reset them
-            for v in _metric_variables(self.model):
-                v.assign(self._metrics[id(v)])
-            self._metrics = None
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         if batch < self._passed_over:
@@ -129,7 +125,8 @@ class SaveAndResume(keras.callbacks.Callback):
 
     def _save(self) -> None:
         position = {"epoch": self._epoch, "batch": self._batch}
-        save(self._strategy, self._directory, self._step, self._keep, position)
+        metrics = {name: v.numpy() for name, v in _metric_variables(self.model).items()}
+        save(self._strategy, self._directory, self._step, self._keep, position, metrics)
         self._saved = self._step
 
     def _pass_over(self, train: Any) -> None:
@@ -142,29 +139,41 @@ class SaveAndResume(keras.callbacks.Callback):
             if self._epoch != epoch:
                 self.model.train_function = train
                 return train(iterator)
-            if at is None:
-                at = iterator_at(iterator, epoch, steps)
-            if self._batch < self._passed_over:
-                batches = min(self.model.steps_per_execution, self._passed_over - self._batch)
-                for _ in range(batches):
-                    next(at)
-                last = self._batch + batches >= self._passed_over
-                return self.model.get_metrics_result() if last else {}
-            return train(at)
+            at = at or iterator_at(iterator, epoch, steps)
+            left = self._passed_over - self._batch
+            if left <= 0:
+                return train(at)
+            for _ in range(min(self.model.steps_per_execution, left)):
+                batch = next(at)
+            self._restore_metrics(batch)
+            return self.model.get_metrics_result()
 
         self.model.train_function = resumed
 
-
-def _own_state(strategy: Any) -> dict[str, Any]:
-    """What each rank has of its own: seeds, and the metrics of its batches, by unique names."""
-    found = {}
-    for number, model in enumerate(strategy.models):
-        seeds = [v for v in model.variables if v.name == "seed_generator_state"]
-        for kind, variables in ("seed", seeds), ("metric", _metric_variables(model)):
-            for place, v in enumerate(variables):
-                found[f"{number}/{kind}/{place}"] = v
-    return found
+    def _restore_metrics(self, batch: Any) -> None:
+        """Metrics are made at their first batch, and are then what they were."""
+        if self._metrics is not None:
+            self.model._symbolic_build(data_batch=batch)
+            for name, v in _metric_variables(self.model).items():
+                v.assign(self._metrics[name])
+            self._metrics = None
 
 
-def _metric_variables(model: keras.Model) -> list:
-    return [v for metric in model.metrics for v in metric.variables]
+def _check_keep(keep: Any) -> None:
+    if not isinstance(keep, int) or keep < 1:
+        raise ValueError(
+            "Invalid value for argument `keep`: expected at least 1 checkpoint, received "
+            f"keep={keep!r}."
+        )
+
+
+def _seeds(strategy: Any) -> dict[str, Any]:
+    """The random generators' states, of which each rank has its own."""
+    variables = [v for model in strategy.models for v in model.variables]
+    seeds = [v for v in variables if v.name == "seed_generator_state"]
+    return {f"seed/{place}": v for place, v in enumerate(seeds)}
+
+
+def _metric_variables(model: keras.Model) -> dict[str, Any]:
+    variables = [v for metric in model.metrics for v in metric.variables]
+    return {f"metric/{place}": v for place, v in enumerate(variables)}
