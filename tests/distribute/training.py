@@ -20,7 +20,10 @@ if __name__ == "__main__":
     for name in names:
         case = every[name]
         strategy = ZeroStrategy(
-            case.stage, bucket_bytes=600, shard_bytes=case.options.get("shard_bytes", 400), **{k: v for k, v in case.options.items() if k != "shard_bytes"}
+            case.stage,
+            bucket_bytes=600,
+            shard_bytes=case.options.get("shard_bytes", 400),
+            **{k: v for k, v in case.options.items() if k != "shard_bytes"},
         )
         weights = cases.train(case, strategy)
         if strategy.rank == 0:
