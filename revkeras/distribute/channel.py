@@ -1,5 +1,6 @@
 """Small JSON messages over one TCP connection, a line each."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -38,8 +39,6 @@ class Connection:
             return None
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the other end was faster
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other end was faster
         self._socket.close()

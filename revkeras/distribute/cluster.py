@@ -75,6 +75,12 @@ def _from_horovod(environ: Mapping[str, str]) -> Cluster:
             "Invalid environment of Horovod's launcher: expected HOROVOD_RANK from 0 to "
             f"HOROVOD_SIZE - 1, received HOROVOD_RANK={rank}, HOROVOD_SIZE={size}."
         )
+    if environ.get("TF_CONFIG", "").strip() and _from_tf_config(environ).size != size:
+        raise ValueError(
+            f"Horovod's launcher started {size} workers (HOROVOD_SIZE), and TF_CONFIG lists "
+            f"{_from_tf_config(environ).size}: {environ['TF_CONFIG']}. Expected the same number, "
+            "or no TF_CONFIG."
+        )
     return Cluster("Horovod", rank, size)
 
 

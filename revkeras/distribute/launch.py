@@ -39,7 +39,7 @@ def launch(command: Sequence[str], workers: int) -> int:
         raise ValueError(
             f"Invalid value for argument `workers`: expected at least 1, received {workers}."
         )
-    *ports, control = _free_ports(workers + 1)
+    *ports, control = free_ports(workers + 1)
     cluster = {"worker": [f"{_HOST}:{port}" for port in ports]}
     processes, readers = [], []
     try:
@@ -119,7 +119,8 @@ def _forward(rank: int, source, target) -> None:
         target.flush()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine's loopback address that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

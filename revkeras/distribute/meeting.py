@@ -69,7 +69,7 @@ def gather(cluster: Cluster, listener: socket.socket, address: str) -> dict[int,
                 break
             connection = Connection(endpoint)
             hello = connection.receive(seconds=5.0)
-            if hello is None or "rank" not in hello:  # a port scanner, a health check
+            if not isinstance(hello, dict) or "rank" not in hello:  # a port scanner, a health check
                 connection.close()
                 continue
             problem = _objection(cluster, hello, peers)

@@ -6,6 +6,7 @@ for each. Where a collective would hang, this one knows who is missing.
 
 import atexit
 import os
+import socket
 import sys
 import threading
 import time
@@ -35,13 +36,16 @@ class WorkerFailure(RuntimeError):
         self.rank = rank
 
 
-def join(cluster: Cluster, address: str | None = None) -> "Membership":
+def join(
+    cluster: Cluster, address: str | None = None, listener: socket.socket | None = None
+) -> "Membership":
     """Meets all workers of a cluster, once in a process.
 
     Args:
         cluster: A `Cluster` of two or more workers.
         address: Where rank 0 listens, as `"host:port"`. Defaults to what the cluster
             says.
+        listener: Rank 0's socket, if it listens already.
 
     Returns:
         A `Membership`.
@@ -53,7 +57,7 @@ def join(cluster: Cluster, address: str | None = None) -> "Membership":
     if _joined is None:
         address = address or cluster.control_address
         if cluster.rank == 0:
-            peers = meeting.gather(cluster, meeting.listen(address), address)
+            peers = meeting.gather(cluster, listener or meeting.listen(address), address)
         else:
             peers = meeting.connect(cluster, address)
         _joined = Membership(cluster, peers)

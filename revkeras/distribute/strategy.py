@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from keras import ops
 
 import revkeras
-from revkeras.distribute import births, engines, layers, membership, models
+from revkeras.distribute import births, engines, layers, membership, models, resume
 from revkeras.distribute.callbacks import Exact
 from revkeras.distribute.dataset import sharded
 from revkeras.distribute.metrics import summed
@@ -138,6 +139,45 @@ class ZeroStrategy:
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         return [Exact(self)]
+
+    def save_checkpoint(self, directory: str | os.PathLike, keep: int = 3) -> str:
+        """Writes parameters, optimizer and step into a new folder; call it on all workers.
+
+        Each worker writes what it holds, with checksums, one tensor at a time. The folder is
+        renamed when it is complete, so an interrupted write leaves the last one as it is.
+        `SaveAndResume` does this while `fit` runs.
+
+        Args:
+            directory: String or path, the folder of all checkpoints, on a file system that
+                all workers share.
+            keep: Integer, how many checkpoints stay; older ones are removed. Defaults to
+                `3`.
+
+        Returns:
+            String, the checkpoint's own folder, such as `"checkpoints/step-00000100"`.
+
+        Raises:
+            CheckpointError: if a worker cannot write; says which.
+        """
+        return resume.save(self, directory, keep=keep)
+
+    def restore_checkpoint(self, directory: str | os.PathLike) -> int | None:
+        """Takes on the last good checkpoint; call it on all workers, with the model built.
+
+        It may have been written by any number of workers, at any stage. One that is
+        damaged or was never completed is named in a warning and passed over.
+
+        Args:
+            directory: String or path, the folder of all checkpoints.
+
+        Returns:
+            Integer, the step at which it was saved; `None` if there is no checkpoint.
+
+        Raises:
+            CheckpointError: if all are damaged, or it is not of this model and optimizer.
+        """
+        found = resume.restore(self, directory)
+        return None if found is None else found.step
 
     def state_pieces(self) -> list[StatePiece]:
         """What this rank writes of the training state to a checkpoint."""

@@ -12,12 +12,11 @@ from tensorflow.python.ops import gen_collective_ops
 from revkeras.distribute import membership
 from revkeras.distribute.cluster import Cluster
 from revkeras.distribute.engines.ordering import Order, size_in_bytes
+from revkeras.distribute.engines.wire import copyable, from_copy, is_16_bit, mean_of, to_wire
 
 _GROUP = 1
 _MERGES = {"sum": "Add", "mean": "Add", "max": "Max", "min": "Min"}
 _ANY_NUMBER = 2**16
-# What the collectives compute in; others go as int32.
-_WIRE_TYPES = (tf.float32, tf.float64, tf.float16, tf.bfloat16, tf.int32, tf.int64)
 
 
 class TensorFlowEngine:
@@ -58,7 +57,7 @@ class TensorFlowEngine:
                 f"op={op!r}."
             )
         x = tf.convert_to_tensor(x)
-        wire = _to_wire(x)
+        wire = to_wire(x)
 
         def collective(key):
             return gen_collective_ops.collective_reduce_v2(
@@ -67,12 +66,12 @@ class TensorFlowEngine:
 
         reduced = self._run(f"reduce_{op}", collective, wire, 2 * self._others_share(wire))
         if op == "mean":
-            reduced = reduced / self.size if x.dtype.is_floating else reduced // self.size
+            reduced = mean_of(reduced, self.size)
         return tf.ensure_shape(tf.cast(reduced, x.dtype), x.shape)
 
     def reduce_scatter(self, x: tf.Tensor) -> tf.Tensor:
         x = tf.convert_to_tensor(x)
-        wire = _to_wire(x)
+        wire = to_wire(x)
 
         def collective(key):
             if self._has_reduce_scatter:
@@ -86,23 +85,23 @@ class TensorFlowEngine:
         received = self._run("reduce_scatter", collective, wire, self._others_share(wire))
         if self._has_reduce_scatter or received is wire:
             return tf.cast(received, x.dtype)
-        if x.dtype in (tf.float16, tf.bfloat16):
+        if is_16_bit(x.dtype):
             received = tf.cast(received, tf.float32)
         return tf.cast(tf.reduce_sum(received, axis=0), x.dtype)
 
     def all_gather(self, x: tf.Tensor) -> tf.Tensor:
         x = tf.convert_to_tensor(x)
-        wire = _copyable(_to_wire(x))
+        wire = copyable(to_wire(x))
 
         def collective(key):
             return gen_collective_ops.collective_gather_v2(wire, self.size, _GROUP, key, [])
 
         sent = (self.size - 1) * size_in_bytes(wire)
-        return _from_copy(self._run("all_gather", collective, wire, sent), x.dtype)
+        return from_copy(self._run("all_gather", collective, wire, sent), x.dtype)
 
     def broadcast(self, x: tf.Tensor, root: int = 0) -> tf.Tensor:
         x = tf.convert_to_tensor(x)
-        wire = _copyable(_to_wire(x))
+        wire = copyable(to_wire(x))
 
         def collective(key):
             if self.rank == root:
@@ -113,7 +112,7 @@ class TensorFlowEngine:
 
         # The root's bytes reach all others along a tree: this is the mean over the ranks.
         received = self._run(f"broadcast_{root}", collective, wire, self._others_share(wire))
-        return tf.ensure_shape(_from_copy(received, x.dtype), x.shape)
+        return tf.ensure_shape(from_copy(received, x.dtype), x.shape)
 
     def barrier(self) -> None:
         self.all_reduce(tf.zeros([self.size], tf.int32))
@@ -214,16 +213,3 @@ def _start_server(cluster: Cluster) -> None:
 def _abort(message: str) -> None:
     """Makes collectives that wait, and all later ones, raise an error with this message."""
     context.context().abort_collective_ops(tf.errors.UNAVAILABLE, message)
-
-
-def _to_wire(x: tf.Tensor) -> tf.Tensor:
-    return x if x.dtype in _WIRE_TYPES else tf.cast(x, tf.int32)
-
-
-def _copyable(wire: tf.Tensor) -> tf.Tensor:
-    """Gathers and broadcasts have no kernel for bfloat16; they only copy, so float16 does."""
-    return tf.bitcast(wire, tf.float16) if wire.dtype == tf.bfloat16 else wire
-
-
-def _from_copy(copied: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    return tf.bitcast(copied, dtype) if dtype == tf.bfloat16 else tf.cast(copied, dtype)

@@ -7,14 +7,27 @@ import pytest
 
 from revkeras.distribute import engines
 from revkeras.distribute.engines.local import LocalEngine
-from tests.distribute.workers import run_workers
+from tests.distribute.workers import needs_horovod, run_under_horovod, run_workers
 
 _VERBS = Path(__file__).with_name("verbs.py")
+_ORDER = Path(__file__).with_name("order.py")
 
 
 @pytest.mark.parametrize("workers", [2, 3, 4])
 def test_tensorflow(workers):
     assert run_workers(_VERBS, workers) == 0
+
+
+@needs_horovod
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_horovod(workers):
+    assert run_under_horovod(_VERBS, workers)[0] == 0
+
+
+def test_collectives_keep_their_order_whenever_their_inputs_are_ready():
+    """Without the order, two workers' collectives meet the wrong ones, and fail or hang."""
+    assert run_workers(_ORDER, 2, seconds=40) == 0
+    assert run_workers(_ORDER, 2, ["unordered"], seconds=40) != 0
 
 
 def test_local_gives_back_what_it_is_given():
