@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 from keras import ops
 
 
@@ -23,7 +24,8 @@ class Clipping:
             optimizer._clip_gradients = self._clip
 
     def _clip(self, grads: list) -> list:
-        squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in grads]
+        dtype = keras.backend.result_type("float32", *(g.dtype for g in grads))
+        squares = [ops.sum(ops.square(ops.cast(g, dtype))) for g in grads]
         if self._global_clipnorm:
             norm = ops.sqrt(self._engine.all_reduce(sum(squares)))
             # Not finite, it makes all gradients so, as in Keras.
@@ -31,7 +33,7 @@ class Clipping:
             scale = scale + (norm - norm)
             return [g * ops.cast(scale, g.dtype) for g in grads]
         by_position = dict(zip(self.positions, squares, strict=True))
-        zero = ops.zeros(())
+        zero = ops.zeros((), dtype)
         rows = ops.stack([by_position.get(i, zero) for i in range(self._n_variables)])
         norms = ops.sqrt(self._engine.all_reduce(rows))
         scales = self._clipnorm / ops.maximum(norms, self._clipnorm)

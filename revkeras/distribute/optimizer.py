@@ -272,10 +272,18 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             self._update(mine)
         if self._engine.size > 1:
             self._publish()
-            for i in found:
-                variable = self._trainable_variables[i]
-                if variable.constraint is not None:
-                    variable.assign(variable.constraint(variable))
+            self._constrain([i for i in found if self._trainable_variables[i].constraint])
+
+    def _constrain(self, positions: list[int]) -> None:
+        """Applies constraints, which may be of whole variables, where those are whole."""
+        for i in positions:
+            variable = self._trainable_variables[i]
+            value = variable.constraint(variable.value)
+            variable.assign(value)
+            if i in self._ranges:
+                start, stop = self._ranges[i]
+                piece = self._pieces[i]
+                piece.assign(ops.reshape(ops.reshape(value, (-1,))[start:stop], piece.shape))
 
     def _update(self, mine: dict[int, Any]) -> None:
         """Updates this rank's pieces, which the gradients are of."""
@@ -293,7 +301,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             sharded = {i: g for i, g in grads.items() if is_sharded(self._trainable_variables[i])}
             mine.update(sharded)
         nothing = len(self._trainable_variables)
-        return {i: mine[i] for i in sorted(mine)} | {nothing: ops.zeros((1,))}
+        return {i: mine[i] for i in sorted(mine)} | {nothing: ops.zeros((1,), "float32")}
 
     def _reduce_group(self, group: Group, grads: dict[int, Any]) -> dict[int, Any]:
         size, rank = self._engine.size, self._engine.rank
