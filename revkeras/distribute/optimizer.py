@@ -23,7 +23,7 @@ from revkeras.distribute.partition import (
 )
 from revkeras.distribute.state import Held
 
-_ELEMENTWISE = {
+ELEMENTWISE = {
     keras.optimizers.Adadelta,
     keras.optimizers.Adagrad,
     keras.optimizers.Adam,
@@ -133,7 +133,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         _refuse_overwritten(variables)
         with backprop.eager_scope():
             super().build(variables)
-            self._whole = type(self._hidden.core) not in _ELEMENTWISE
+            self._whole = type(self._hidden.core) not in ELEMENTWISE
             self._groups = self._make_groups(variables)
             with backprop.place(self._offload):
                 self._make_pieces(variables)
