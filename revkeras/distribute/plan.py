@@ -143,26 +143,42 @@ def plan(
             "Invalid value for argument `workers`: expected at least 1, received "
             f"workers={workers!r}."
         )
+    optimizer = optimizer or getattr(model, "optimizer", None) or keras.optimizers.AdamW()
+    optimizer = optimizer.wrapped() if hasattr(optimizer, "wrapped") else optimizer
+    deals_whole = not _is_elementwise(optimizer)
     if not isinstance(model, keras.Model):
-        per_element = _slot_bytes(optimizer or keras.optimizers.AdamW(), (8, 8)) // 64
+        per_element = _slot_bytes(optimizer, (8, 8)) // 64
         units = [Unit((n,), 4, compute_bytes, n * per_element) for n in model]
-        return _planned(units, 0, stage, workers, bucket_bytes)
+        return _planned(units, 0, stage, workers, bucket_bytes, deals_whole)
     if not model.built:
         raise ValueError(
             "Invalid value for argument `model`: expected a model that is built, as its variables "
             f"do not exist before; received {model!r}. Call it on a batch or give it an Input."
         )
-    optimizer = optimizer or model.optimizer or keras.optimizers.AdamW()
-    optimizer = optimizer.wrapped() if hasattr(optimizer, "wrapped") else optimizer
     units = list(_units_of(model, optimizer, shard_bytes))
     fixed = sum(_bytes(v) for v in model.non_trainable_variables)
-    return _planned(units, fixed, stage, workers, bucket_bytes)
+    return _planned(units, fixed, stage, workers, bucket_bytes, deals_whole)
 
 
 def _planned(
-    units: Sequence[Unit], fixed: int, stage: int, workers: int, bucket_bytes: int
+    units: Sequence[Unit],
+    fixed: int,
+    stage: int,
+    workers: int,
+    bucket_bytes: int,
+    deals_whole: bool = False,
 ) -> Plan:
-    """The arithmetic: `fixed` bytes are on every worker, whatever the stage."""
+    """The arithmetic.
+
+    Args:
+        units: All trainable parameters.
+        fixed: What every worker holds, whatever the stage. In bytes.
+        stage: As in `plan`.
+        workers: As in `plan`.
+        bucket_bytes: As in `plan`.
+        deals_whole: Whether the optimizer looks at whole variables. At stage 3 its workers
+            keep masters of whole variables, and bring gradients and values to and fro.
+    """
     whole = sum(u.elements * u.itemsize for u in units)
     slots = sum(u.slots for u in units)
     gradients = sum(u.elements for u in units) * _MASTER
@@ -187,19 +203,26 @@ def _planned(
     pairs = zip(sharded, sharded[1:] or sharded)
     reads = sum(u.elements * u.read for u in sharded)
     scattered = sum(u.elements for u in sharded) * _MASTER
+    to_and_fro = 2 * scattered if deals_whole else 0
     return Plan(
         stage,
         workers,
         parameters=fixed
         + sum(u.elements * u.itemsize for u in kept)
         + sum(math.ceil(n / workers) * u.itemsize for u in sharded for n in u.sizes),
-        masters=-(-small * _MASTER // workers),
+        masters=-(-(gradients if deals_whole else small * _MASTER) // workers),
         slots=-(-slots // workers),
         gradients=-(-gradients // workers),
         in_flight=max((a.elements * a.read + b.elements * b.read for a, b in pairs), default=0)
         + max((u.elements * _MASTER for u in sharded), default=0),
         sent=round(
-            share * (2 * reads + scattered + sum(u.elements * (u.read + _MASTER) for u in kept))
+            share
+            * (
+                2 * reads
+                + scattered
+                + to_and_fro
+                + sum(u.elements * (u.read + _MASTER) for u in kept)
+            )
         ),
     )
 
@@ -235,9 +258,13 @@ def _unit(
     )
 
 
+def _is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
+    return type(getattr(optimizer, "inner_optimizer", optimizer)) in ELEMENTWISE
+
+
 def _slots_of(variable: keras.Variable, optimizer: keras.optimizers.Optimizer) -> int:
     size = math.prod(variable.shape)
-    if type(getattr(optimizer, "inner_optimizer", optimizer)) in ELEMENTWISE:
+    if _is_elementwise(optimizer):
         return size * _slot_bytes(optimizer, (8, 8)) // 64
     return _slot_bytes(optimizer, tuple(variable.shape), variable.path)
 

@@ -1,4 +1,4 @@
-"""All that training keeps, as pieces for checkpoints."""
+"""What a rank holds of a tensor, as a piece for checkpoints."""
 
 import dataclasses
 import math
@@ -23,7 +23,6 @@ class Held:
         variable: What holds it.
         start: Where the range that it holds begins; `None` where all ranks hold the whole.
         stop: Where it ends.
-        offset: What is added on this rank to what rank 0 holds.
     """
 
     name: str
@@ -31,7 +30,6 @@ class Held:
     variable: Any
     start: int | None
     stop: int | None
-    offset: Any = 0
 
     def piece(self, rank: int) -> StatePiece:
         """What this rank writes."""
@@ -49,20 +47,10 @@ class Held:
         size = math.prod(self.shape)
         start, stop = (0, size) if self.start is None else (self.start, self.stop)
         values = read_range(self.name, start, stop)
-        put(self.variable, values + self.offset)
+        put(self.variable, values)
 
 
 def put(variable: keras.Variable, values: np.ndarray) -> None:
     """Assigns 1-D values to a variable of any shape; padding behind them stays zero."""
     size = math.prod(variable._shape)
     variable.assign(np.reshape(np.pad(values, (0, size - len(values))), tuple(variable._shape)))
-
-
-def unique(paths: list[str]) -> list[str]:
-    """The paths, with a number behind those that came before."""
-    seen: dict[str, int] = {}
-    names = []
-    for path in paths:
-        seen[path] = seen.get(path, 0) + 1
-        names.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
-    return names

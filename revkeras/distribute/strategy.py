@@ -1,14 +1,12 @@
 """What users write: `ZeroStrategy`."""
 
 import contextlib
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 import revkeras
@@ -17,9 +15,10 @@ from revkeras.distribute.callbacks import Exact
 from revkeras.distribute.dataset import are_arrays, sharded
 from revkeras.distribute.metrics import summed
 from revkeras.distribute.optimizer import ZeroOptimizer
-from revkeras.distribute.parameters import is_sharded, shard, shard_of
-from revkeras.distribute.partition import StatePiece, own_range
-from revkeras.distribute.state import Held, ReadRange, unique
+from revkeras.distribute.parameters import shard
+from revkeras.distribute.partition import StatePiece
+from revkeras.distribute.state import ReadRange
+from revkeras.distribute.training_state import held_by
 from revkeras.stateless import spec_of
 
 _current: list = []  # the strategy whose scope it is in
@@ -226,7 +225,7 @@ class ZeroStrategy:
 
     def state_pieces(self) -> list[StatePiece]:
         """What this rank writes of the training state to a checkpoint."""
-        return [held.piece(self.rank) for held in self._held(written=True)]
+        return [held.piece(self.rank) for held in held_by(self, written=True)]
 
     def restore_pieces(self, read_range: ReadRange) -> None:
         """Takes this rank's part of a training state.
@@ -235,31 +234,8 @@ class ZeroStrategy:
             read_range: `read_range(name, start, stop)` returns a range of the flattened
                 tensor of that name, a 1-D array.
         """
-        for held in self._held(written=False):
+        for held in held_by(self, written=False):
             held.restore(read_range)
-
-    def _held(self, written: bool) -> Iterator[Held]:
-        """What this rank holds: what is written of it, or all."""
-        for model in self.models:
-            optimizer = model.optimizer
-            if not optimizer.built:
-                optimizer.build(model.trainable_variables)
-            variables = [*model.trainable_variables, *model.non_trainable_variables]
-            names = unique([v.path for v in variables])
-            if len(self.models) > 1:
-                names = [f"{model.name}/{name}" for name in names]
-            masters = {id(own.variable): own for own in optimizer.owned().values()}
-            has_masters = {id(v) for v in model.trainable_variables} if self.size > 1 else set()
-            for name, v in zip(names, variables):
-                own, shape = masters.get(id(v)), tuple(v._shape)
-                if is_sharded(v):
-                    size = math.prod(shape)
-                    yield Held(name, shape, shard_of(v), *own_range(size, self.size, self.rank))
-                elif not written or id(v) not in has_masters:
-                    yield Held(name, shape, v, None, None, self._seed_offset(v))
-                if own and not (is_sharded(v) and written) and own.piece is not v:
-                    yield Held(name, shape, own.piece, own.start, own.stop)
-            yield from optimizer.held(names)
 
     def publish_exactly(self, model: keras.Model) -> None:
         """Gives all ranks the parameters in all their bits."""
@@ -289,11 +265,6 @@ class ZeroStrategy:
         whole = self.engine.broadcast(ops.convert_to_tensor(value()))
         shard(variable, self.engine, initialize, whole)
 
-    def _seed_offset(self, variable: keras.Variable) -> Any:
-        """What this rank adds to rank 0's value, which differs for seeds alone."""
-        is_seed = variable.name == "seed_generator_state"
-        return np.array([_SEED_STEP * self.rank % 2**31, 0]) if is_seed else 0
-
     def _start_alike(self) -> None:
         """All ranks take rank 0's values; seeds then differ by rank."""
         new, self._new = self._new, []
@@ -303,7 +274,7 @@ class ZeroStrategy:
         for v in new:
             v.assign(self.engine.broadcast(v.value))
             if v.name == "seed_generator_state":
-                v.assign(v.value + ops.cast(self._seed_offset(v), v._dtype))
+                v.assign(v.value + ops.cast([_SEED_STEP * self.rank % 2**31, 0], v._dtype))
 
 
 _SEED_STEP = 1_000_003
