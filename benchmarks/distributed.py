@@ -68,18 +68,31 @@ def state(workers=4, depth=8):
 
 
 def peak(workers=4, depths=(16, 32, 64)):
-    peaks = [measure(workers, what="peak", depth=d, batch=8, **STACK)["peak"] for d in depths]
+    """The state is what wide blocks need beyond narrow ones, whose graphs are as large."""
+
+    def peaks(width, hidden):
+        return [
+            measure(workers, what="peak", depth=d, batch=8, width=width, hidden=hidden)["peak"]
+            for d in depths
+        ]
+
+    wide, narrow = peaks(**STACK), peaks(4, 16)
+    state = [w - n for w, n in zip(wide, narrow)]
     block = 2 * STACK["width"] * STACK["hidden"] + STACK["hidden"] + 3 * STACK["width"]
     # Parameters, two slots and the gradient, in float32.
     planned = 4 * 4 * block / workers
-    rows = [[str(d), f"{p / MIB:.1f} MiB", ""] for d, p in zip(depths, peaks)]
-    for first, last in zip(range(len(depths)), range(1, len(depths))):
-        grown = (peaks[last] - peaks[first]) / (depths[last] - depths[first])
-        rows[last][2] = f"{grown / MIB:.2f} MiB"
-    rows.append(["arithmetic: the block's state over N", "", f"{planned / MIB:.2f} MiB"])
-    return table(
-        [f"blocks, stage 3, {workers} workers", "peak of a rank", "added a block"], rows, 1
-    )
+    rows = []
+    for place, depth in enumerate(depths):
+        cells = [f"{each[place] / MIB:.1f} MiB" for each in (wide, narrow, state)]
+        added = (state[place] - state[place - 1]) / (depth - depths[place - 1]) if place else None
+        rows.append([str(depth), *cells, f"{added / MIB:.2f} MiB" if place else ""])
+    rows.append(["arithmetic: the block's state over N", "", "", "", f"{planned / MIB:.2f} MiB"])
+    header = [
+        f"blocks, stage 3, {workers} workers",
+        "peak of a rank",
+        "narrow blocks, graphs alone",
+    ]
+    return table([*header, "difference", "added a block"], rows, 1)
 
 
 def step_time(workers=2):
