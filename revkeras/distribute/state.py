@@ -54,4 +54,3 @@ def put(variable: keras.Variable, values: np.ndarray) -> None:
     """Assigns 1-D values to a variable of any shape; padding behind them stays zero."""
     size = math.prod(variable._shape)
     variable.assign(np.reshape(np.pad(values, (0, size - len(values))), tuple(variable._shape)))
-
