@@ -2,7 +2,8 @@
 
 from revkeras.distribute.checkpoint import CheckpointError
 from revkeras.distribute.membership import WorkerFailure
+from revkeras.distribute.plan import Plan, plan
 from revkeras.distribute.resume import SaveAndResume
 from revkeras.distribute.strategy import ZeroStrategy
 
-__all__ = ["CheckpointError", "SaveAndResume", "WorkerFailure", "ZeroStrategy"]
+__all__ = ["CheckpointError", "Plan", "SaveAndResume", "WorkerFailure", "ZeroStrategy", "plan"]

@@ -17,7 +17,7 @@ from revkeras.distribute.tensorflow.dataset import (
 
 def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
     """The rank's part, see `ZeroStrategy.shard`."""
-    if _are_arrays(dataset):
+    if are_arrays(dataset):
         _refuse_remainder(len(keras.tree.flatten(dataset)[0]), batch_size or 32, size)
         dataset = Batches(dataset, 32 if batch_size is None else batch_size, _common_seed())
     elif batch_size is not None:
@@ -121,6 +121,7 @@ def _common_seed() -> int:
     return membership.exchange(random.randrange(1, 2**31))[0]
 
 
-def _are_arrays(dataset: Any) -> bool:
+def are_arrays(dataset: Any) -> bool:
+    """Whether it is arrays, which have no batches yet."""
     leaves = keras.tree.flatten(dataset)
     return bool(leaves) and all(isinstance(x, np.ndarray) or keras.ops.is_tensor(x) for x in leaves)

@@ -36,7 +36,7 @@ def arrange(
         initialize: Sets what a Keras variable keeps its value in.
     """
     kept = set()
-    for unit in _units(model):
+    for unit in units(model):
         own = [v for v in unit.variables if is_sharded(v)]
         if not own:
             continue
@@ -52,7 +52,7 @@ def arrange(
             unshard(v, initialize)
 
 
-def _units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+def units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
     """The layers that fetch their parameters at once: the outermost that have some themselves."""
     is_container = isinstance(layer, keras.Model)
     inner = list(layer._layers)
@@ -63,7 +63,7 @@ def _units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
         yield layer
         return
     for child in inner:
-        yield from _units(child)
+        yield from units(child)
 
 
 def _checkpoint(layer: keras.layers.Layer, residence: Spread) -> None:

@@ -17,7 +17,7 @@ from revkeras.distribute.parameters import is_sharded, raw, shard_of
 from revkeras.distribute.partition import own_range
 from revkeras.distribute.state import Held
 
-_ELEMENTWISE = {
+ELEMENTWISE = {
     keras.optimizers.Adadelta,
     keras.optimizers.Adagrad,
     keras.optimizers.Adam,
@@ -103,7 +103,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         _refuse_overwritten(variables)
         with backprop.eager_scope(), births.unobserved():
             super().build(variables)
-            self._whole = type(core) not in _ELEMENTWISE
+            self._whole = type(core) not in ELEMENTWISE
             with backprop.place(self._offload):
                 self._make_pieces(variables)
                 _exclude_pieces(core, variables, self._pieces)

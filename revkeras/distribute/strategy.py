@@ -2,16 +2,17 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
 import revkeras
-from revkeras.distribute import births, engines, layers, membership, models, resume
+from revkeras.distribute import births, deepspeed, engines, layers, membership, models, resume
 from revkeras.distribute.callbacks import Exact
-from revkeras.distribute.dataset import sharded
+from revkeras.distribute.dataset import are_arrays, sharded
 from revkeras.distribute.metrics import summed
 from revkeras.distribute.optimizer import ZeroOptimizer
 from revkeras.distribute.parameters import shard
@@ -118,6 +119,7 @@ class ZeroStrategy:
                 "offload": offload,
             }
         )
+        self._settings = deepspeed.Settings()
         self.models: list[keras.Model] = []
         self._prepared: list[keras.Model] = []
         self._new: list[keras.Variable] = []
@@ -159,6 +161,47 @@ class ZeroStrategy:
             _current.pop()
         self._start_alike()
 
+    @classmethod
+    def from_deepspeed(
+        cls, config: str | os.PathLike | Mapping, engine: str = "auto"
+    ) -> "ZeroStrategy":
+        """Makes a strategy as a DeepSpeed configuration says.
+
+        Read are the stage, bucket sizes, the persistence threshold, `offload_optimizer` to the
+        CPU, `bf16.enabled` and `fp16.enabled` (which set Keras's dtype policy),
+        `gradient_clipping` and `gradient_accumulation_steps` (which `strategy.optimizer`
+        gives to its optimizer), and the batch sizes (which `strategy.shard` uses for
+        arrays). A warning lists every other key of the file.
+
+        Args:
+            config: Path of the JSON file, or its content as a dictionary.
+            engine: As in `ZeroStrategy`. Defaults to `"auto"`.
+
+        Returns:
+            A `ZeroStrategy`.
+
+        Raises:
+            ValueError: if it is not such a configuration, or contradicts itself.
+        """
+        settings = deepspeed.read(config, engines.choose(engine).size)
+        strategy = cls(
+            settings.stage,
+            engine,
+            bucket_bytes=settings.bucket_bytes,
+            shard_bytes=settings.shard_bytes,
+            offload=settings.offload,
+        )
+        strategy._settings = settings
+        if settings.dtype_policy is not None:
+            keras.config.set_dtype_policy(settings.dtype_policy)
+        if settings.unsupported and strategy.rank == 0:
+            warnings.warn(
+                "These keys of the DeepSpeed configuration have no effect: "
+                f"{', '.join(settings.unsupported)}.",
+                stacklevel=2,
+            )
+        return strategy
+
     def optimizer(self, inner: keras.optimizers.Optimizer) -> ZeroOptimizer:
         """An optimizer for `compile`, which updates this worker's part of the parameters.
 
@@ -173,7 +216,7 @@ class ZeroStrategy:
             TypeError: if it is none.
             ValueError: if it updates in a way of its own, as `FusedUpdate` does.
         """
-        return ZeroOptimizer(inner, self)
+        return ZeroOptimizer(self._settings.applied_to(inner), self)
 
     def take_on(self, model: keras.Model) -> None:
         """Trains a compiled model: at once if it is built, else before its first step."""
@@ -223,6 +266,8 @@ class ZeroStrategy:
         Raises:
             ValueError: if workers could not have equally many batches in the same order.
         """
+        if batch_size is None and self._settings.micro_batch_size and are_arrays(dataset):
+            batch_size = self._settings.micro_batch_size * self.size
         return sharded(dataset, self.rank, self.size, batch_size)
 
     def callbacks(self) -> list[keras.callbacks.Callback]:

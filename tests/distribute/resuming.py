@@ -1,7 +1,7 @@
 """Run in every worker: trains with checkpoints; `RANK:STEP` says who is killed, and when.
 
-`python resuming.py FOLDER STAGE RANK:STEP` is killed. `python resuming.py FOLDER STAGE` goes on, and
-then compares the weights with those of a training that was never stopped.
+`python resuming.py FOLDER STAGE RANK:STEP` is killed. `python resuming.py FOLDER STAGE` goes on,
+and then compares the weights with those of a training that was never stopped.
 """
 
 import os
