@@ -8,6 +8,8 @@ import keras
 
 Initialize = Callable[[keras.Variable, Any], None]
 
+_KERAS_OWN = keras.Variable._initialize
+
 
 @contextlib.contextmanager
 def intercepted(born: Callable[[keras.Variable, Any, Initialize], None]) -> Iterator[None]:
@@ -26,6 +28,17 @@ def intercepted(born: Callable[[keras.Variable, Any, Initialize], None]) -> Iter
             born(variable, value, initialize)
 
     keras.Variable._initialize = intercept
+    try:
+        yield
+    finally:
+        keras.Variable._initialize = initialize
+
+
+@contextlib.contextmanager
+def unobserved() -> Iterator[None]:
+    """Within it, variables are made as Keras makes them: those that are this rank's own."""
+    initialize = keras.Variable._initialize
+    keras.Variable._initialize = _KERAS_OWN
     try:
         yield
     finally:

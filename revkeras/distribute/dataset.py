@@ -8,17 +8,18 @@ import numpy as np
 
 from revkeras.distribute import membership
 from revkeras.distribute.tensorflow.dataset import (
-    batches_of,
     is_dataset,
     refuse_uneven,
     rows_of_rank,
+    shuffle_seeds,
 )
 
 
 def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
     """The rank's part, see `ZeroStrategy.shard`."""
     if are_arrays(dataset):
-        dataset = batches_of(dataset, 32 if batch_size is None else batch_size, _common_seed())
+        _refuse_remainder(len(keras.tree.flatten(dataset)[0]), batch_size or 32, size)
+        dataset = Batches(dataset, 32 if batch_size is None else batch_size, _common_seed())
     elif batch_size is not None:
         raise ValueError(
             "Invalid value for argument `batch_size`: expected None for a dataset that has batches "
@@ -28,6 +29,7 @@ def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
         return dataset
     if is_dataset(dataset):
         refuse_uneven(dataset, size)
+        membership.agree({"the seeds by which the dataset shuffles": shuffle_seeds(dataset)})
         return rows_of_rank(dataset, rank, size)
     if isinstance(dataset, keras.utils.PyDataset):
         if dataset.num_batches is None:
@@ -42,6 +44,27 @@ def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
         "keras.utils.PyDataset, or arrays, of which each worker can have an equal part; received "
         f"dataset={dataset!r} (of type {type(dataset).__name__})."
     )
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of arrays, of other rows each epoch, the same on all ranks with the same seed."""
+
+    def __init__(self, arrays: Any, batch_size: int, seed: int):
+        super().__init__()
+        self._arrays = keras.tree.map_structure(np.asarray, arrays)
+        self._batch_size = batch_size
+        self._random = np.random.default_rng(seed)
+        self._rows = np.arange(len(keras.tree.flatten(self._arrays)[0]))
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_size)
+
+    def __getitem__(self, index: int) -> Any:
+        rows = self._rows[index * self._batch_size :][: self._batch_size]
+        return keras.tree.map_structure(lambda x: x[rows], self._arrays)
+
+    def on_epoch_begin(self) -> None:
+        self._rows = self._random.permutation(len(self._rows))
 
 
 class RowsOfRank(keras.utils.PyDataset):
@@ -83,6 +106,15 @@ class RowsOfRank(keras.utils.PyDataset):
             return x
         step = n // self._size
         return x[self._rank * step : (self._rank + 1) * step]
+
+
+def _refuse_remainder(n_rows: int, batch_size: int, size: int) -> None:
+    if min(batch_size, n_rows) % size:
+        raise ValueError(
+            "Invalid value for argument `batch_size`: expected a multiple of the number of "
+            f"workers, {size}, as each gets an equal part; received batch_size={batch_size} for "
+            f"{n_rows} rows."
+        )
 
 
 def _common_seed() -> int:

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from revkeras import backprop
-from revkeras.distribute import slots
+from revkeras.distribute import births, slots
 from revkeras.distribute.clipping import Clipping
 from revkeras.distribute.exchange import Exchange, make_groups
 from revkeras.distribute.optimizer_state import File, OptimizerState, Owned
@@ -101,7 +101,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             return
         variables, inner, core = list(variables), self._hidden.inner, self._hidden.core
         _refuse_overwritten(variables)
-        with backprop.eager_scope():
+        with backprop.eager_scope(), births.unobserved():
             super().build(variables)
             self._whole = type(core) not in ELEMENTWISE
             with backprop.place(self._offload):

@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from revkeras.distribute import births
+
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
@@ -41,6 +43,14 @@ def described(
         `(variables, slots)`: the stand-ins for all its variables, and those of them
         that are slots, with the shapes that they would have.
     """
+    with births.unobserved():
+        clone, slots = _described(optimizer, paths, shapes, dtypes)
+    return clone.variables, slots
+
+
+def _described(
+    optimizer: keras.optimizers.Optimizer, paths: Sequence, shapes: Sequence, dtypes: Sequence
+) -> tuple[keras.optimizers.Optimizer, list[Slot]]:
     clone = type(optimizer).from_config(optimizer.get_config())
 
     def stand_in(shape: Any, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
@@ -55,8 +65,7 @@ def described(
         references.append(reference)
     clone.assign = lambda variable, value: None
     clone._var_key = id
-    slots = _watched_build(clone, clone, references, stand_in)
-    return clone.variables, slots
+    return clone, _watched_build(clone, clone, references, stand_in)
 
 
 def _watched_build(optimizer: Any, core: Any, references: list, add_variable: Any) -> list[Slot]:

@@ -25,6 +25,59 @@ _current: list = []  # the strategy whose scope it is in
 
 
 class ZeroStrategy:
+    """Training over many workers, each of which holds its part of the state (ZeRO).
+
+    The same script runs on one worker or on many, started by
+    `python -m revkeras.distribute.launch --workers 4 train.py`, by `horovodrun`, or by any launcher
+    that sets `TF_CONFIG`. Each worker is one Keras process, trains on its rows of
+    each global batch, and ends a step with the weights that one process would have. Of N workers,
+    each holds 1/N of
+
+    | stage | optimizer state | gradients | parameters |
+    | --- | --- | --- | --- |
+    | 1 | yes | | |
+    | 2 | yes | yes | |
+    | 3 | yes | yes | yes |
+
+    Stages 1 and 2 send 2 (N-1)/N of the parameters' bytes a step and worker, stage 3 sends
+    3 (N-1)/N: a layer's parameters are gathered before its call, and once more before its gradient,
+    of which the next block's while one block of a `ReversibleSequential` computes. Under mixed
+    precision parameters are gathered in 16 bits; what is updated has 32.
+
+    What reads a model's weights, such as `get_weights()` or `save()`, is to be called
+    on all workers, as it gathers them; rank 0 writes the file.
+
+    References:
+
+    - [Rajbhandari et al., 2020](https://arxiv.org/abs/1910.02054)
+
+    Args:
+        stage: Integer, 1, 2 or 3. Defaults to `2`.
+        engine: `"tensorflow"`, `"horovod"`, `"local"`, or `"auto"`, which takes the one
+            that the process was started for. Defaults to `"auto"`.
+        bucket_bytes: Integer, how many bytes of gradients one message is made of at
+            stages 1 and 2, where no variable is larger. In bytes. Defaults to 32 MiB.
+        shard_bytes: Integer, from how many bytes on the parameters of a layer that is in no
+            `ReversibleSequential` are sharded, at stage 3; those of smaller layers are handled
+            as at stage 2. In bytes. Defaults to 64 KiB.
+        offload: `"host"` keeps what the optimizer holds in the host's memory. Defaults
+            to `None`.
+
+    Raises:
+        ValueError: for bad arguments, or where workers differ in them.
+
+    Example:
+
+    >>> import keras, numpy as np, revkeras
+    >>> strategy = revkeras.distribute.ZeroStrategy(stage=3)
+    >>> with strategy.scope():
+    ...     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    ...     model.compile(strategy.optimizer(keras.optimizers.AdamW(1e-3)), "mse")
+    >>> data = np.ones((32, 8)), np.ones((32, 1))
+    >>> dataset = strategy.shard(data, batch_size=8)
+    >>> history = model.fit(dataset, callbacks=strategy.callbacks(), verbose=0)
+    """
+
     def __init__(
         self,
         stage: int = 2,
@@ -84,6 +137,14 @@ class ZeroStrategy:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator["ZeroStrategy"]:
+        """Where models that are to be trained are built and compiled.
+
+        All workers start with rank 0's values, but for seeds, which differ. At stage 3, variables
+        are sharded as they are made, so no worker holds a model that is larger.
+
+        Raises:
+            ValueError: if workers build different models.
+        """
         if _current and _current[-1] is not self:
             raise ValueError(
                 "A scope of one strategy was entered within that of another. Expected one "
@@ -142,6 +203,19 @@ class ZeroStrategy:
         return strategy
 
     def optimizer(self, inner: keras.optimizers.Optimizer) -> ZeroOptimizer:
+        """An optimizer for `compile`, which updates this worker's part of the parameters.
+
+        Optimizers of which Keras's own update each element by itself work on slices; all others,
+        such as `Muon`, `Lamb` and those of users, on whole variables that are dealt out. Clipping
+        by norms, accumulation, moving averages, schedules and loss scaling act as in one process.
+
+        Args:
+            inner: A Keras optimizer.
+
+        Raises:
+            TypeError: if it is none.
+            ValueError: if it updates in a way of its own, as `FusedUpdate` does.
+        """
         return ZeroOptimizer(self._settings.applied_to(inner), self)
 
     def take_on(self, model: keras.Model) -> None:
@@ -177,11 +251,27 @@ class ZeroStrategy:
             layers.arrange(model, self.engine, dtypes, self.shard_bytes, self._initialize)
 
     def shard(self, dataset: Any, batch_size: int | None = None) -> Any:
+        """This worker's rows of each batch, for `fit` and `evaluate`.
+
+        A batch stays the global one: of 4 workers, each has 16 rows of a batch of 64. Of a last,
+        smaller batch, rows that are not enough for one more each are left out; if there are fewer
+        rows than workers, each has them all.
+
+        Args:
+            dataset: A `tf.data.Dataset` of batches, a `keras.utils.PyDataset`, or arrays
+                such as `(x, y)`, whose rows come in another order each epoch.
+            batch_size: Integer, the rows of a global batch, for arrays. Defaults to
+                `None`, which means 32 for arrays.
+
+        Raises:
+            ValueError: if workers could not have equally many batches in the same order.
+        """
         if batch_size is None and self._settings.micro_batch_size and are_arrays(dataset):
             batch_size = self._settings.micro_batch_size * self.size
         return sharded(dataset, self.rank, self.size, batch_size)
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
+        """What `fit` needs; it adds them by itself where they are missing."""
         return [Exact(self)]
 
     def save_checkpoint(self, directory: str | os.PathLike, keep: int = 3) -> str:

@@ -2,14 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
 
 import revkeras
+from revkeras.distribute.optimizer import ZeroOptimizer
+from revkeras.distribute.parameters import raw
 
-L, O = keras.layers, keras.optimizers
+L, opt = keras.layers, keras.optimizers
 BATCH = 24  # divisible by 2, 3 and 4
 STEPS = 20
 
@@ -18,18 +19,24 @@ def dense():
     return keras.Sequential([keras.Input((10,)), L.Dense(17, "tanh"), L.Dense(13), L.Dense(3)])
 
 
-def stack(depth=4):
+def stack(depth=2, width=5):
     def block():
-        return keras.Sequential([L.LayerNormalization(), L.Dense(9, "tanh"), L.Dense(5)])
+        return keras.Sequential(
+            [L.LayerNormalization(), L.Dense(2 * width - 1, "tanh"), L.Dense(width)]
+        )
 
     return keras.Sequential(
         [
             keras.Input((10,)),
-            L.Dense(10),
+            L.Dense(2 * width),
             revkeras.ReversibleSequential([block() for _ in range(depth)]),
             L.Dense(3),
         ]
     )
+
+
+def wide():
+    return stack(width=64)
 
 
 def odd(embedding=True):
@@ -109,34 +116,34 @@ def excluding(optimizer):
 
 
 FOUR = {
-    "sgd": lambda: O.SGD(0.05, momentum=0.9),
-    "adamw": lambda: O.AdamW(1e-2, weight_decay=0.02),
-    "lion": lambda: O.Lion(1e-3),
-    "muon": lambda: O.Muon(1e-2),
+    "sgd": lambda: opt.SGD(0.05, momentum=0.9),
+    "adamw": lambda: opt.AdamW(1e-2, weight_decay=0.02),
+    "lion": lambda: opt.Lion(1e-3),
+    "muon": lambda: opt.Muon(1e-2),
 }
 ELEMENTWISE = {
-    "rmsprop": lambda: O.RMSprop(1e-3, momentum=0.9, centered=True),
-    "adagrad": lambda: O.Adagrad(1e-2),
-    "adadelta": lambda: O.Adadelta(1.0),
-    "adamax": lambda: O.Adamax(1e-3),
-    "nadam": lambda: O.Nadam(1e-3),
-    "ftrl": lambda: O.Ftrl(1e-2),
-    "amsgrad": lambda: O.Adam(1e-3, amsgrad=True),
+    "rmsprop": lambda: opt.RMSprop(1e-3, momentum=0.9, centered=True),
+    "adagrad": lambda: opt.Adagrad(1e-2),
+    "adadelta": lambda: opt.Adadelta(1.0),
+    "adamax": lambda: opt.Adamax(1e-3),
+    "nadam": lambda: opt.Nadam(1e-3),
+    "ftrl": lambda: opt.Ftrl(1e-2),
+    "amsgrad": lambda: opt.Adam(1e-3, amsgrad=True),
 }
 WHOLE = {
-    "adafactor": lambda: O.Adafactor(1e-2),
-    "lamb": lambda: O.Lamb(1e-2),
-    "schedulefree": lambda: O.ScheduleFreeAdamW(1e-2),
+    "adafactor": lambda: opt.Adafactor(1e-2),
+    "lamb": lambda: opt.Lamb(1e-2),
+    "schedulefree": lambda: opt.ScheduleFreeAdamW(1e-2),
 }
 OPTIONS = {
-    "clipnorm": lambda: O.SGD(0.1, momentum=0.9, clipnorm=0.05),
-    "global_clipnorm": lambda: O.SGD(0.1, momentum=0.9, global_clipnorm=0.1),
-    "clipvalue": lambda: O.SGD(0.1, momentum=0.9, clipvalue=0.01),
-    "ema": lambda: O.Adam(1e-2, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=5),
-    "accumulation": lambda: O.AdamW(1e-2, gradient_accumulation_steps=4, global_clipnorm=0.1),
-    "schedule": lambda: O.Adam(O.schedules.ExponentialDecay(1e-2, 5, 0.5)),
-    "exclusions": lambda: excluding(O.AdamW(1e-2, weight_decay=0.5)),
-    "loss_scale": lambda: O.LossScaleOptimizer(O.Adam(1e-3), initial_scale=2.0**10),
+    "clipnorm": lambda: opt.SGD(0.1, momentum=0.9, clipnorm=0.05),
+    "global_clipnorm": lambda: opt.SGD(0.1, momentum=0.9, global_clipnorm=0.1),
+    "clipvalue": lambda: opt.SGD(0.1, momentum=0.9, clipvalue=0.01),
+    "ema": lambda: opt.Adam(1e-2, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=5),
+    "accumulation": lambda: opt.AdamW(1e-2, gradient_accumulation_steps=4, global_clipnorm=0.1),
+    "schedule": lambda: opt.Adam(opt.schedules.ExponentialDecay(1e-2, 5, 0.5)),
+    "exclusions": lambda: excluding(opt.AdamW(1e-2, weight_decay=0.5)),
+    "loss_scale": lambda: opt.LossScaleOptimizer(opt.Adam(1e-3), initial_scale=2.0**10),
 }
 
 CASES = {
@@ -147,12 +154,11 @@ CASES = {
 MORE = {
     **{name: Case(make) for name, make in (ELEMENTWISE | WHOLE).items()},
     **{
-        f"{name}-{stage}": Case(make, stage=stage, policy="float64", tolerance=1e-9)
+        name: Case(make, stage=3, policy="float64", tolerance=1e-9)
         for name, make in OPTIONS.items()
-        for stage in (2, 3)
     },
     "adafactor-3": Case(WHOLE["adafactor"], stage=3),
-    "muon-clipnorm": Case(lambda: O.Muon(1e-2, clipnorm=0.02), stage=3),
+    "muon-clipnorm": Case(lambda: opt.Muon(1e-2, clipnorm=0.02), stage=3),
     "odd-2": Case(FOUR["sgd"], odd),
     "odd-3": Case(FOUR["sgd"], odd, 3),
     "odd-lamb-3": Case(WHOLE["lamb"], odd_without_embedding, 3, "float64", 1e-9),
@@ -166,6 +172,13 @@ MORE = {
     "float16-3": Case(FOUR["sgd"], stack, 3, "mixed_float16", 2e-3),
     "host-2": Case(FOUR["adamw"], dense, options={"offload": "host"}),
     "host-3": Case(FOUR["adamw"], stage=3, options={"offload": "host"}),
+    **{
+        f"bytes-{stage}": Case(FOUR["adamw"], wide, stage, options={"bucket_bytes": 2**14})
+        for stage in (1, 2, 3)
+    },
+    "bytes-muon-3": Case(FOUR["muon"], wide, 3, options={"bucket_bytes": 2**14}),
+    "bytes-bfloat16-2": Case(FOUR["sgd"], wide, 2, "mixed_bfloat16", 3e-2),
+    "bytes-bfloat16-3": Case(FOUR["sgd"], wide, 3, "mixed_bfloat16", 3e-2),
     "idle_ranks": Case(FOUR["muon"], one_layer),
 }
 
@@ -179,8 +192,8 @@ def batches(with_overflow=False, steps=STEPS):
     return list(zip(x, y))
 
 
-def train(case, strategy=None) -> list[Any]:
-    """Trains on this rank's rows of each batch; returns the weights."""
+def train(case, strategy=None, steps=STEPS):
+    """Trains on this rank's rows of each batch; returns the weights, and what it cost."""
     rank, size = (strategy.rank, strategy.size) if strategy else (0, 1)
     keras.utils.set_random_seed(5 + 100 * rank)
     keras.config.set_dtype_policy(case.policy)
@@ -194,15 +207,28 @@ def train(case, strategy=None) -> list[Any]:
             model = case.model()
             model.compile(strategy.optimizer(case.optimizer()), "mse")
     rows = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
-    scales = isinstance(case.optimizer(), O.LossScaleOptimizer)
-    for x, y in batches(with_overflow=scales):
+    overflows = isinstance(case.optimizer(), opt.LossScaleOptimizer)
+    sent = 0
+    for x, y in batches(overflows)[:steps]:
+        before = strategy.engine.bytes_sent() if strategy else 0
         model.train_on_batch(x[rows], y[rows])
+        sent = strategy.engine.bytes_sent() - before if strategy else 0
     model.optimizer.finalize_variable_values(model.trainable_variables)
     if strategy is not None:
         strategy.publish_exactly(model)
     keras.config.set_dtype_policy("float32")
     keras.config.set_floatx("float32")
-    return model.get_weights()
+    return model.get_weights(), {"sent": sent, "held": held(model)}
+
+
+def held(model):
+    """The bytes of parameters, masters and slots in this process."""
+    if not isinstance(model.optimizer, ZeroOptimizer):
+        return 0
+    pieces = [own.piece for own in model.optimizer.owned().values()]
+    variables = [*model.trainable_variables, *pieces, *model.optimizer.variables]
+    tensors = {id(raw(v)): raw(v) for v in variables}
+    return sum(x.dtype.size * x.shape.num_elements() for x in tensors.values())
 
 
 def error(case, found, expected):

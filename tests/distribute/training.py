@@ -1,10 +1,10 @@
 """A worker that trains many small models in one process group, and writes their weights.
 
-`python training.py OUT CASE...`; rank 0 writes OUT/CASE.npz.
+`python training.py OUT CASE...`; rank 0 writes OUT/CASE.npz, and each rank OUT/costs-RANK.json.
 """
 
+import json
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +13,16 @@ from revkeras.distribute import ZeroStrategy
 
 if __name__ == "__main__":
     out, names = Path(sys.argv[1]), sys.argv[2:]
-    strategy = ZeroStrategy()
+    first = ZeroStrategy()
     from tests.distribute import cases
 
-    every = cases.CASES | cases.MORE
+    costs = {}
     for name in names:
-        case = every[name]
-        strategy = ZeroStrategy(
-            case.stage,
-            bucket_bytes=600,
-            shard_bytes=case.options.get("shard_bytes", 400),
-            **{k: v for k, v in case.options.items() if k != "shard_bytes"},
-        )
-        weights = cases.train(case, strategy)
-        if strategy.rank == 0:
+        case = (cases.CASES | cases.MORE)[name]
+        options = {"bucket_bytes": 600, "shard_bytes": 400, **case.options}
+        strategy = ZeroStrategy(case.stage, **options)
+        weights, costs[name] = cases.train(case, strategy)
+        if first.rank == 0:
             np.savez(out / f"{name}.npz", *weights)
-    strategy.engine.close()
+    (out / f"costs-{first.rank}.json").write_text(json.dumps(costs))
+    first.engine.close()

@@ -10,12 +10,6 @@ def is_dataset(data: Any) -> bool:
     return isinstance(data, tf.data.Dataset)
 
 
-def batches_of(arrays: Any, batch_size: int, seed: int) -> tf.data.Dataset:
-    """Batches of arrays, in another order each epoch, the same on all ranks."""
-    dataset = tf.data.Dataset.from_tensor_slices(arrays)
-    return dataset.shuffle(int(dataset.cardinality()), seed=seed).batch(batch_size)
-
-
 def rows_of_rank(dataset: tf.data.Dataset, rank: int, size: int) -> tf.data.Dataset:
     """The rank's rows of each batch.
 
@@ -45,7 +39,7 @@ def refuse_uneven(dataset: tf.data.Dataset, size: int) -> None:
             "from a generator. Tell it by "
             "`dataset.apply(tf.data.experimental.assert_cardinality(n))`."
         )
-    if any(_shuffles_by_chance(part) for part in _parts(dataset)):
+    if [0, 0] in shuffle_seeds(dataset):
         raise ValueError(
             "Invalid value for argument `dataset`: expected the same order on all workers, "
             "received one that shuffles without a seed. Use `dataset.shuffle(n, seed=7)`, or call "
@@ -67,10 +61,10 @@ def _parts(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
         yield from _parts(part)
 
 
-def _shuffles_by_chance(dataset: tf.data.Dataset) -> bool:
-    seeds = [getattr(dataset, name, None) for name in ("_seed", "_seed2")]
-    is_shuffle = type(dataset).__name__ == "_ShuffleDataset" and None not in seeds
-    return is_shuffle and not any(int(seed) for seed in seeds)
+def shuffle_seeds(dataset: tf.data.Dataset) -> list[list[int]]:
+    """The seeds of the shuffles in it, two for each; both zero where it is left to chance."""
+    shuffles = [part for part in _parts(dataset) if type(part).__name__ == "_ShuffleDataset"]
+    return [[int(part._seed), int(part._seed2)] for part in shuffles]
 
 
 def _batch_size(dataset: tf.data.Dataset) -> int | None:
