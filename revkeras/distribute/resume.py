@@ -1,12 +1,16 @@
 """Training that goes on where it was: a strategy's checkpoints, and a callback for `fit`."""
 
 import os
+import random
 from typing import Any
 
 import keras
+import numpy as np
 
 from revkeras.distribute import checkpoint
 from revkeras.distribute.tensorflow.replay import iterator_at
+
+_VERSION = random.getstate()[0]
 
 
 def save(
@@ -88,6 +92,7 @@ class SaveAndResume(keras.callbacks.Callback):
         self._epoch = self._batch = 0
         self._passed_over = 0
         self._metrics: dict | None = None
+        self._random: np.ndarray | None = None  # Keras shuffles by Python's generator
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         if self._started:  # a later `fit` of the same program is not resumed
@@ -100,11 +105,20 @@ class SaveAndResume(keras.callbacks.Callback):
         self._epoch, self._passed_over = found.position["epoch"], found.position["batch"]
         if found.size == self._strategy.size:
             self._metrics = found.local(self._strategy.rank)
+            self._random = self._metrics["random"]
+        for dataset in self._strategy.datasets:
+            for _ in range(self._epoch):
+                dataset.on_epoch_begin()
+                dataset.on_epoch_end()
         self.model._initial_epoch = self._epoch
         self._pass_over(self.model.train_function)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch, self._batch = epoch, 0
+        if self._random is not None:
+            random.setstate((_VERSION, tuple(self._random.tolist()), None))
+        self._random = None
+        self._at_epoch = np.array(random.getstate()[1], "int64")
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         if batch < self._passed_over:
@@ -126,7 +140,8 @@ class SaveAndResume(keras.callbacks.Callback):
     def _save(self) -> None:
         position = {"epoch": self._epoch, "batch": self._batch}
         metrics = {name: v.numpy() for name, v in _metric_variables(self.model).items()}
-        save(self._strategy, self._directory, self._step, self._keep, position, metrics)
+        local = {**metrics, "random": self._at_epoch}
+        save(self._strategy, self._directory, self._step, self._keep, position, local)
         self._saved = self._step
 
     def _pass_over(self, train: Any) -> None:

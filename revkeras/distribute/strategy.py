@@ -3,6 +3,7 @@
 import contextlib
 import os
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -120,6 +121,7 @@ class ZeroStrategy:
             }
         )
         self._settings = deepspeed.Settings()
+        self.datasets = weakref.WeakSet()  # those whose order Keras has changed each epoch
         self.models: list[keras.Model] = []
         self._prepared: list[keras.Model] = []
         self._new: list[keras.Variable] = []
@@ -268,7 +270,10 @@ class ZeroStrategy:
         """
         if batch_size is None and self._settings.micro_batch_size and are_arrays(dataset):
             batch_size = self._settings.micro_batch_size * self.size
-        return sharded(dataset, self.rank, self.size, batch_size)
+        part = sharded(dataset, self.rank, self.size, batch_size)
+        if isinstance(part, keras.utils.PyDataset):
+            self.datasets.add(part)
+        return part
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """What `fit` needs; it adds them by itself where they are missing."""

@@ -1,5 +1,7 @@
 """A dataset's iterator at the place where an interrupted training was."""
 
+import warnings
+
 import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import TFEpochIterator
 
@@ -53,7 +55,8 @@ def _iterators_before(epoch: int, known: bool) -> int:
 
     epochs._get_iterator = count
     for at in range(epoch + 1):
-        with epochs.catch_stop_iteration():
+        with warnings.catch_warnings(), epochs.catch_stop_iteration():
+            warnings.simplefilter("ignore")  # of data that ran out
             for _, _, iterator in epochs:
                 if at == epoch:
                     return made - 1
