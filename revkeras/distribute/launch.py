@@ -42,6 +42,7 @@ def launch(command: Sequence[str], workers: int) -> int:
     *ports, control = free_ports(workers + 1)
     cluster = {"worker": [f"{_HOST}:{port}" for port in ports]}
     processes, readers = [], []
+    handler = _on_termination()
     try:
         for rank in range(workers):
             task = {"type": "worker", "index": rank}
@@ -69,11 +70,31 @@ def launch(command: Sequence[str], workers: int) -> int:
         print("Interrupted: stopping all workers.", file=sys.stderr)
         _stop(processes, signal.SIGINT)
         status = 128 + signal.SIGINT
+    except _Terminated:
+        print("Terminated: stopping all workers.", file=sys.stderr)
+        status = 128 + signal.SIGTERM
     finally:
         _stop(processes, signal.SIGTERM)
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
         for reader in readers:
             reader.join(timeout=_GRACE)
     return status
+
+
+class _Terminated(BaseException):
+    """This process was told to stop; its workers would go on without it."""
+
+
+def _on_termination():  # noqa: ANN202  whatever handled it before
+    """Has SIGTERM raise; signals reach the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    return signal.signal(signal.SIGTERM, terminate)
 
 
 def _wait(processes: Sequence[subprocess.Popen]) -> int:

@@ -42,11 +42,15 @@ def test_one_failure_stops_all(failure, status, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_ctrl_c_reaches_the_workers():
+@pytest.mark.parametrize(
+    ("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "kill"]
+)
+def test_who_stops_the_launcher_stops_the_workers(how, status):
     worker = (
-        "import time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
         "try:\n    print('ready'); time.sleep(300)\n"
-        "except KeyboardInterrupt:\n    print('interrupted')"
+        "except (KeyboardInterrupt, SystemExit):\n    print('stopped')"
     )
     code = (
         "import sys; from revkeras.distribute.launch import launch;"
@@ -55,10 +59,10 @@ def test_ctrl_c_reaches_the_workers():
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     ready = sorted(process.stdout.readline() for _ in range(2))
     assert ready == ["[0] ready\n", "[1] ready\n"]
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, _ = process.communicate(timeout=60)
-    assert sorted(out.splitlines()) == ["[0] interrupted", "[1] interrupted"]
-    assert process.returncode == 130
+    assert sorted(out.splitlines()) == ["[0] stopped", "[1] stopped"]
+    assert process.returncode == status
 
 
 def test_command_line(tmp_path, capsys):
