@@ -8,13 +8,18 @@ import pytest
 
 import revkeras
 from revkeras.distribute import plan
-from tests.distribute.workers import run_workers
+from tests.distribute.workers import needs_horovod, run_under_horovod, run_workers
 
 _PLANNED = Path(__file__).with_name("planned.py")
 
 
 def test_it_is_what_four_workers_hold_and_send():
     assert run_workers(_PLANNED, 4, seconds=150) == 0
+
+
+@needs_horovod
+def test_it_is_what_two_workers_hold_and_send_under_horovod():
+    assert run_under_horovod(_PLANNED, 2, seconds=150)[0] == 0
 
 
 def test_one_worker_holds_everything():

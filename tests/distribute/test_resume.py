@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from revkeras.distribute import SaveAndResume
-from tests.distribute.workers import run_workers
+from tests.distribute.workers import needs_horovod, run_under_horovod, run_workers
 
 _RESUMING = Path(__file__).with_name("resuming.py")
 _RESTAGING = Path(__file__).with_name("restaging.py")
@@ -16,6 +16,13 @@ def test_a_worker_killed_at_any_step_leaves_no_trace_in_the_weights(tmp_path):
     step = random.randrange(1, 30)
     assert run_workers(_RESUMING, 2, [tmp_path, 2, f"1:{step}"]) == 137
     assert run_workers(_RESUMING, 2, [tmp_path, 2]) == 0
+
+
+@needs_horovod
+def test_the_same_under_horovod_at_stage_3(tmp_path):
+    step = random.randrange(1, 30)
+    assert run_under_horovod(_RESUMING, 2, [tmp_path, 3, f"0:{step}"])[0] != 0
+    assert run_under_horovod(_RESUMING, 2, [tmp_path, 3])[0] == 0
 
 
 def test_any_stage_and_number_of_workers_goes_on(tmp_path):
