@@ -44,7 +44,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
     """
 
     def __init__(self, inner: keras.optimizers.Optimizer, strategy: Any):
-        _refuse_others(inner)
+        check_inner(inner)
         super().__init__(learning_rate=0.0, name=inner.name)
         self._hidden = _Hidden(inner)
         self.strategy = strategy
@@ -300,7 +300,8 @@ def _exclude_pieces(core: Any, variables: list, owned: dict[int, Any]) -> None:
         core._exclude_from_weight_decay = excluded | keys
 
 
-def _refuse_others(optimizer: Any) -> None:
+def check_inner(optimizer: Any) -> None:
+    """Raises unless it is an optimizer that can be built on pieces."""
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(
             "Invalid value for argument `inner`: expected a Keras optimizer such as "

@@ -1,5 +1,7 @@
 """Parameters of which each rank holds a slice (stage 3), gathered where they are read."""
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -120,12 +122,12 @@ def gather(engine: Any, variables: Sequence, shards: list, wires: Sequence[str])
     whole: list = [None] * len(variables)
     for wire in dict.fromkeys(wires):
         chosen = [i for i, w in enumerate(wires) if w == wire]
-        steps = [share(_size(variables[i]), engine.size) for i in chosen]
-        mine = ops.concatenate([ops.cast(shards[i], wire) for i in chosen])
-        rows = ops.reshape(engine.all_gather(mine), (engine.size, sum(steps)))
-        for i, columns in zip(chosen, _columns(rows, steps)):
-            flat = ops.reshape(columns, (-1,))[: _size(variables[i])]
-            whole[i] = ops.reshape(flat, tuple(variables[i].shape))
+        shapes = tuple(tuple(variables[i]._shape) for i in chosen)
+        join = backprop.shared(lambda *parts, wire=wire: _joined(parts, wire), "join", wire, shapes)
+        cut = backprop.shared(functools.partial(_whole, shapes, engine.size), "cut", wire, shapes)
+        parts = cut(engine.all_gather(join(*(shards[i] for i in chosen))))
+        for i, value in zip(chosen, parts):
+            whole[i] = value
     return whole
 
 
@@ -135,17 +137,16 @@ def scattered(engine: Any, variables: Sequence, gradients: list) -> list:
     `None` where there is no gradient, which is so on all ranks.
     """
     slices: list = [None] * len(gradients)
-    dtypes = [None if g is None else _wide(variables[i].dtype) for i, g in enumerate(gradients)]
-    for dtype in dict.fromkeys(d for d in dtypes if d):
-        chosen = [i for i, d in enumerate(dtypes) if d == dtype]
-        steps = [share(_size(variables[i]), engine.size) for i in chosen]
-        rows = [
-            _rows(ops.cast(ops.reshape(gradients[i], (-1,)), dtype), engine.size) for i in chosen
-        ]
-        flat = ops.reshape(ops.concatenate(rows, axis=1), (-1,))
-        mine = engine.reduce_scatter(flat) / engine.size
-        for i, part in zip(chosen, _columns(ops.reshape(mine, (1, sum(steps))), steps)):
-            slices[i] = ops.cast(ops.reshape(part, (-1,)), variables[i].dtype)
+    there = [i for i, g in enumerate(gradients) if g is not None]
+    for dtype in dict.fromkeys(variables[i]._dtype for i in there):
+        chosen = [i for i in there if variables[i]._dtype == dtype]
+        shapes = tuple(tuple(variables[i]._shape) for i in chosen)
+        key = dtype, shapes
+        lay = backprop.shared(functools.partial(_laid_out, engine.size, dtype), "lay", *key)
+        take = backprop.shared(functools.partial(_means, shapes, engine.size, dtype), "take", *key)
+        parts = take(engine.reduce_scatter(lay(*(gradients[i] for i in chosen))))
+        for i, part in zip(chosen, parts):
+            slices[i] = part
     return slices
 
 
@@ -215,15 +216,39 @@ def _view(variable: keras.Variable) -> keras.Variable:
     return view
 
 
-def _rows(flat: Any, n_ranks: int) -> Any:
-    """A flat tensor as one row for each rank."""
-    size = int(flat.shape[0])
-    step = share(size, n_ranks)
-    return ops.reshape(ops.pad(flat, [[0, step * n_ranks - size]]), (n_ranks, step))
+def _joined(parts: Sequence, dtype: str) -> Any:
+    return ops.concatenate([ops.cast(part, dtype) for part in parts])
+
+
+def _whole(shapes: Sequence[tuple], n_ranks: int, flat: Any) -> list:
+    """Whole values, of all ranks' slices of them."""
+    sizes = [math.prod(shape) for shape in shapes]
+    steps = [share(size, n_ranks) for size in sizes]
+    columns = _columns(ops.reshape(flat, (n_ranks, sum(steps))), steps)
+    flats = [ops.reshape(c, (-1,))[:size] for c, size in zip(columns, sizes)]
+    return [ops.reshape(flat, shape) for flat, shape in zip(flats, shapes)]
+
+
+def _laid_out(n_ranks: int, dtype: str, *gradients: Any) -> Any:
+    """Whole gradients as one flat tensor, a row of slices for each rank."""
+    rows = []
+    for gradient in gradients:
+        flat = ops.cast(ops.reshape(gradient, (-1,)), _wide(dtype))
+        step = share(int(flat.shape[0]), n_ranks)
+        padded = ops.pad(flat, [[0, step * n_ranks - int(flat.shape[0])]])
+        rows.append(ops.reshape(padded, (n_ranks, step)))
+    return ops.reshape(ops.concatenate(rows, axis=1), (-1,))
+
+
+def _means(shapes: Sequence[tuple], n_ranks: int, dtype: str, row: Any) -> list:
+    """A rank's slices of mean gradients, of the sums in its row."""
+    steps = [share(math.prod(shape), n_ranks) for shape in shapes]
+    parts = _columns(ops.reshape(row, (1, sum(steps))), steps)
+    return [ops.cast(ops.reshape(part, (-1,)) / n_ranks, dtype) for part in parts]
 
 
 def _columns(rows: Any, steps: list[int]) -> list:
-    ends = [sum(steps[: i + 1]) for i in range(len(steps) - 1)]
+    ends = list(itertools.accumulate(steps))[:-1]
     return ops.split(rows, ends, axis=1) if ends else [rows]
 
 

@@ -15,7 +15,7 @@ from revkeras.distribute import births, deepspeed, engines, layers, membership, 
 from revkeras.distribute.callbacks import Exact
 from revkeras.distribute.dataset import are_arrays, sharded
 from revkeras.distribute.metrics import summed
-from revkeras.distribute.optimizer import ZeroOptimizer
+from revkeras.distribute.optimizer import ZeroOptimizer, check_inner
 from revkeras.distribute.parameters import shard
 from revkeras.distribute.partition import StatePiece
 from revkeras.distribute.state import ReadRange
@@ -218,6 +218,7 @@ class ZeroStrategy:
             TypeError: if it is none.
             ValueError: if it updates in a way of its own, as `FusedUpdate` does.
         """
+        check_inner(inner)
         return ZeroOptimizer(self._settings.applied_to(inner), self)
 
     def take_on(self, model: keras.Model) -> None:

@@ -8,6 +8,7 @@ from revkeras.backprop.tensorflow.graph import (
     eager_scope,
     is_eager,
     require,
+    shared,
     snapshot,
 )
 from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
@@ -29,6 +30,7 @@ __all__ = [
     "require",
     "residence",
     "reversible",
+    "shared",
     "snapshot",
     "take_updated",
 ]
