@@ -6,7 +6,7 @@ PYTORCH_VENV := .venv-pytorch
 OUT := out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint bench bench-full pytorch exactness clean
+.PHONY: demo test lint bench bench-full bench-distributed horovod pytorch exactness clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/language_model.py --out $(OUT)
@@ -23,6 +23,12 @@ bench: $(VENV)/installed
 
 bench-full: $(VENV)/installed pytorch
 	$(BIN)/python benchmarks/training_step.py --out $(OUT) --docs docs/performance.md
+
+bench-distributed: $(VENV)/installed
+	$(BIN)/python benchmarks/distributed.py
+
+horovod: $(VENV)/installed
+	scripts/build_horovod.sh $(BIN)/python
 
 pytorch: $(PYTORCH_VENV)/installed
 

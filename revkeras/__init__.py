@@ -1,6 +1,6 @@
 """Reversible networks for Keras 3: activation memory that does not grow with depth."""
 
-from revkeras import couplings, debugging, layers
+from revkeras import couplings, debugging, distribute, layers
 from revkeras.checkpoint import Checkpoint
 from revkeras.checks import ReconstructionMonitor, check_inverse, gradient_drift
 from revkeras.fused_update import FusedUpdate
@@ -15,6 +15,7 @@ __all__ = [
     "check_inverse",
     "couplings",
     "debugging",
+    "distribute",
     "gradient_drift",
     "layers",
 ]

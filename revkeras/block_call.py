@@ -80,6 +80,7 @@ class BlockCall:
             packing,
             self._structure([*function.trainable, *function.state]),
             owners=(*function.trainable, *floats),
+            state_owners=(*function.state, *others),
             exact=self.coupling.exact,
             compiled=self.compiled,
             inference=self.training is False,

@@ -15,6 +15,40 @@ from revkeras.stateless import (
 )
 
 
+def call_checkpointed(
+    layer: keras.layers.Layer,
+    residence: Any,
+    owner: keras.layers.Layer,
+    training: bool | None,
+    args: tuple,
+    kwargs: dict,
+) -> Any:
+    """Calls a layer, whose values live in `residence`, with gradient checkpointing.
+
+    The losses that it adds in its `call()` become those of `owner`.
+    """
+    if not is_built(layer):
+        layer(*spec_of(args), **spec_of(kwargs))
+    function = StatelessLayer.of(layer, training)
+    floats, others, rebuild = separate_tensors((args, kwargs))
+    n_state = len(function.state)
+    packing = Packing()
+
+    def run(inputs: list, weights: list, state: list) -> tuple[list, dict]:
+        args, kwargs = rebuild(inputs, state[n_state:])
+        outputs, losses, updates = function(weights, state[:n_state], *args, **kwargs)
+        return packing.pack((outputs, losses)), updates
+
+    weights, state = residence.read(function.trainable), residence.read(function.state)
+    owners = [*function.trainable, *function.state, *others]
+    tensors, updates = backprop.checkpoint(
+        run, floats, weights, [*state, *others], owners, residence
+    )
+    outputs, losses = packing.unpack(tensors)
+    take_effect(owner, function.state, updates, losses)
+    return outputs
+
+
 @keras.saving.register_keras_serializable(package="revkeras")
 class Checkpoint(keras.layers.Wrapper):
     """Keeps a layer's input for the gradient and computes its inside again.
@@ -54,29 +88,14 @@ class Checkpoint(keras.layers.Wrapper):
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
         self.supports_jit = False  # XLA would merge the recomputation with the forward pass
+        self.residence = backprop.residence(None)  # sharded training gives it another
         self._call_signature = layer._call_signature
 
     def build(self, input_shape: Any = None) -> None:
         self.built = True  # the layer inside is built by the first call, with all its arguments
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        if not is_built(self.layer):
-            self.layer(*spec_of(args), **spec_of(kwargs))
-        layer = StatelessLayer.of(self.layer, training)
-        floats, others, rebuild = separate_tensors((args, kwargs))
-        n_state = len(layer.state)
-        packing = Packing()
-
-        def function(inputs: list, weights: list, state: list) -> tuple[list, dict]:
-            args, kwargs = rebuild(inputs, state[n_state:])
-            outputs, losses, updates = layer(weights, state[:n_state], *args, **kwargs)
-            return packing.pack((outputs, losses)), updates
-
-        weights, state = backprop.snapshot(layer.trainable), backprop.snapshot(layer.state)
-        tensors, updates = backprop.checkpoint(function, floats, weights, [*state, *others])
-        outputs, losses = packing.unpack(tensors)
-        take_effect(self, layer.state, updates, losses)
-        return outputs
+        return call_checkpointed(self.layer, self.residence, self, training, args, kwargs)
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_output_shape(*args, **kwargs)

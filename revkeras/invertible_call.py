@@ -110,6 +110,7 @@ class InvertibleCall:
             state.positions(function.state),
             packing,
             owners=function.trainable,
+            state_owners=function.state,
             settles=True,
             compiled=self.compiled,
             inference=self.training is False,

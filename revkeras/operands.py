@@ -1,5 +1,7 @@
 """The values that a stack's steps read."""
 
+from collections.abc import Callable
+
 import keras
 
 from revkeras import backprop
@@ -20,8 +22,8 @@ class Operands:
                 self.items.append(item)
         return tuple(self._positions[id(item)] for item in items)
 
-    def values(self) -> list:
-        """The items as tensors."""
+    def values(self, read: Callable[[list], list] = backprop.snapshot) -> list:
+        """The items as tensors; `read(variables)` gives those of variables."""
         variables = [v for v in self.items if isinstance(v, keras.Variable)]
-        values = iter(backprop.snapshot(variables))
+        values = iter(read(variables))
         return [next(values) if isinstance(v, keras.Variable) else v for v in self.items]

@@ -178,6 +178,7 @@ class ReversibleSequential(keras.layers.Layer):
         self.check_inverse = check_inverse
         self.jit_compile = jit_compile
         self.offload = offload
+        self.residence = backprop.residence(offload)  # sharded training gives it another
         self.supports_masking = True
         # Keras's whole-model compile is one program, in which XLA merges the recomputation
         # with the forward pass and puts off weight gradients: memory grows with depth again.
@@ -346,10 +347,11 @@ class ReversibleSequential(keras.layers.Layer):
     ) -> tuple[list, list]:
         """Runs the steps in the memory mode: `(tensors, extras)`."""
         run = MEMORY_MODES.get(self.memory_mode, self.memory_mode)  # or one of `revkeras.checks`
-        with backprop.place(self.offload):
-            values = weights.values(), state.values()
+        read = backprop.snapshot
         if run is backprop.reversible:
-            run = functools.partial(run, offload=self.offload)
+            run, read = functools.partial(run, residence=self.residence), self.residence.read
+        with self.residence.place():
+            values = weights.values(read), state.values(read)
         tensors, sides, updates = run(steps, layout, tensors, *values)
         extras, losses = [], []
         for step, side in zip(steps, sides, strict=True):
@@ -380,7 +382,7 @@ class ReversibleSequential(keras.layers.Layer):
         arguments = {k: value for k, value in (arguments or {}).items() if value is not None}
         check_call_arguments(self, arguments)
         apart = self.split_axis is None or streams.is_pair(input_shape)
-        with backprop.place(self.offload):  # of the variables of layers that are built here
+        with self.residence.place():  # of the variables of layers that are built here
             plan = make_plan(
                 self.layers,
                 [c.at(i, self.depth) for i, c in enumerate(self.block_couplings)],

@@ -44,6 +44,7 @@ class Step:
         structure: A hashable value that only steps share which trace to the same graph
             on tensors of the same shapes and dtypes, or `None` if only the graph can tell.
         owners: The variables, or tensors, whose values `weights` are.
+        state_owners: Those whose values `state` is.
         exact: Whether the block must give the same bits when it is replayed.
         settles: Whether it is replayed on the state that it left, not the one
             that it found.
@@ -62,6 +63,7 @@ class Step:
     packing: Any
     structure: Hashable | None = None
     owners: tuple = ()
+    state_owners: tuple = ()
     exact: bool = False
     settles: bool = False
     compiled: bool = False

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import distributed
 import fresh_process
 import fused_update
 import offload
@@ -15,6 +16,7 @@ import training_step
 from measurement import Configuration, Measurement, as_values, from_values
 
 ROOT = Path(__file__).parents[1]
+MIB = 2**20
 
 
 def measured(
@@ -231,3 +233,23 @@ def test_report_goes_between_the_markers(tmp_path):
     )
     page.write_text("no markers\n")
     assert not report.has_markers(page)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+def test_distributed(monkeypatch):
+    """One real pair of workers; the other tables on made-up measurements."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    tiny = {"depth": 2, "width": 4, "hidden": 8, "batch": 4}
+    result = distributed.measure(2, what="step_time", rounds=1, steps=1, **tiny)
+    assert result["ratio"] == result["stage 2"] / result["data parallel"]
+
+    measured = {"held": 3 * MIB, "planned": 2 * MIB, "sent": 6 * MIB, "parameters": 4 * MIB}
+    peaks = {"peak": 8 * MIB}
+    monkeypatch.setattr(distributed, "measure", lambda _, what, **__: {**measured, **peaks})
+    assert (
+        "| stage 3 | 3.00 MiB | 2.00 MiB | +50.0% | 6.00 MiB | 2.000 | 3 |" in distributed.state()
+    )
+    assert "| 32 | 8.0 MiB | 8.0 MiB | 0.0 MiB | 0.00 MiB |" in distributed.peak()
+    results = iter([(137, ""), (0, "same"), (137, ""), (1, "other")])
+    monkeypatch.setattr(distributed, "run", lambda *_: next(results))
+    assert "| 1 of 2 |" in distributed.resume(times=2)

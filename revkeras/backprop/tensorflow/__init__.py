@@ -2,19 +2,22 @@
 
 from revkeras.backprop.tensorflow.checkpoint import checkpoint
 from revkeras.backprop.tensorflow.graph import (
+    after,
     are_initialized,
     compiles_by_default,
     eager_scope,
     is_eager,
     require,
+    shared,
     snapshot,
 )
-from revkeras.backprop.tensorflow.offload import is_on_host, place
+from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
 from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
 from revkeras.backprop.tensorflow.updates import offer_update, take_updated
 
 __all__ = [
+    "after",
     "are_initialized",
     "checkpoint",
     "compiles_by_default",
@@ -25,7 +28,9 @@ __all__ = [
     "offer_update",
     "place",
     "require",
+    "residence",
     "reversible",
+    "shared",
     "snapshot",
     "take_updated",
 ]

@@ -1,6 +1,7 @@
 """Gradient checkpointing, on `tf.custom_gradient`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -11,17 +12,35 @@ from revkeras.backprop.tensorflow.graph import (
     pull_back,
     refuse_untracked,
 )
+from revkeras.backprop.tensorflow.residence import InPlace
 
 
-def checkpoint(function: Callable, inputs: list, weights: list, state: list) -> tuple[list, dict]:
-    """Runs `function(inputs, weights, state) -> (outputs, updates)`; keeps its arguments."""
-    arguments = inputs, weights
+def checkpoint(
+    function: Callable,
+    inputs: list,
+    weights: list,
+    state: list,
+    owners: Sequence = (),
+    residence: Any = None,
+) -> tuple[list, dict]:
+    """Runs `function(inputs, weights, state) -> (outputs, updates)`; keeps its arguments.
+
+    With a `residence`, the weights and state live there, and are fetched for each of the two runs;
+    `owners` are the variables, or tensors, whose values they are.
+    """
+    residence = residence or InPlace()
+    arguments, n_inputs, n_weights = (inputs, weights), len(inputs), len(weights)
+
+    def fetched(weights, state, gate):
+        values = residence.fetch(owners, [*weights, *state], gate)
+        return values[:n_weights], values[n_weights:]
 
     @tf.custom_gradient
     def run(inputs, weights, state):
         with tf.GradientTape() as watcher:
             inputs, weights, state = detached((inputs, weights, state))
-            results = function(inputs, weights, after(inputs, state))
+            own, found = fetched(weights, state, inputs)
+            results = function(inputs, own, after(inputs, found))
         refuse_untracked(watcher.watched_variables())
 
         def grad(*gradients):
@@ -33,10 +52,11 @@ def checkpoint(function: Callable, inputs: list, weights: list, state: list) -> 
                     outputs, _ = function(inputs, weights, state)
                 return pull_back(tape, outputs, doutputs, [*inputs, *weights])
 
-            return [
-                *one_piece(differentiate)(*arguments, state, doutputs),
-                *[None] * len(state),
-            ]
+            inputs, weights = arguments
+            values = fetched(weights, state, [dy for dy in doutputs if dy is not None])
+            gradients = one_piece(differentiate)(inputs, *values, doutputs)
+            dweights = residence.release(owners[:n_weights], gradients[n_inputs:])
+            return [*gradients[:n_inputs], *dweights, *[None] * len(state)]
 
         return results, grad
 

@@ -135,6 +135,19 @@ def _copy(operation: tf.Operation, tensors: list) -> list[tf.Tensor]:
     return copy.outputs
 
 
+def shared(function: Callable, *key: Any) -> Callable:
+    """`function` as one operation, traced once for all that have the same key in a graph.
+
+    A graph takes about 15 KiB for each operation. Eagerly, the function as it is.
+    """
+    if tf.executing_eagerly():
+        return function
+    known = kept_by_graph("shared", dict)
+    if key not in known:
+        known[key] = one_piece(function)
+    return known[key]
+
+
 @contextlib.contextmanager
 def _arithmetic_as_written() -> Iterator[None]:
     options = ("arithmetic_optimization", "constant_folding")

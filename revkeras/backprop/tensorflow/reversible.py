@@ -9,12 +9,13 @@ of a gradient and every exported model sees all of them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from revkeras.backprop.tensorflow.graph import add_gradients, detached, refuse_untracked, stand_in
-from revkeras.backprop.tensorflow.offload import fetched, place
 from revkeras.backprop.tensorflow.passes import passes
+from revkeras.backprop.tensorflow.residence import InPlace
 from revkeras.backprop.tensorflow.updates import note_reads, use_up
 from revkeras.step import Layout, Step, run_steps
 
@@ -25,24 +26,30 @@ def reversible(
     inputs: list,
     weights: list,
     state: list,
-    offload: str | None = None,
+    residence: Any = None,
 ) -> tuple[list, list, dict]:
     """Runs `steps` and keeps nothing but their output for the gradient.
 
-    With `offload`, weights and states stay on the host, and those of a step are sent to
-    the device when the step before it begins.
+    `residence` is where the weights and states live, see `residence.py`. Those of a step are
+    fetched when the step before it begins, so they are on their way while that computes.
 
     Returns:
         `(outputs, sides, updates)`, see `revkeras.step.run_steps`.
     """
+    residence = residence or InPlace()
     tracked = []  # the outputs as tapes know them: through these, gradients have gradients
     all_passes = []
     dweights = [None] * len(weights)
     begun = []  # the carry that the step before began with
 
+    def fetched(step, weights, state, gate):
+        owners = *step.owners, *step.state_owners
+        values = residence.fetch(owners, [*weights, *state], gate)
+        return values[: len(weights)], values[len(weights) :]
+
     def run_forward(step, carry, weights, state):
         note_reads(step.owners)
-        weights, state = fetched((weights, state), offload, begun)
+        weights, state = fetched(step, weights, state, begun)
         begun[:] = carry
         all_passes.append(passes(step, carry, weights, state))
         return all_passes[-1].forward(carry, weights, state)
@@ -50,7 +57,7 @@ def reversible(
     @tf.custom_gradient
     def run(inputs, token):
         with tf.GradientTape() as watcher:
-            with place(offload):
+            with residence.place():
                 own = detached((weights, state))
             carry, sides, updates, replayed = run_steps(
                 steps, layout.split(detached(inputs)), *own, run_forward
@@ -64,11 +71,15 @@ def reversible(
             with tf.control_dependencies(gradients):
                 carry, dcarry = layout.split(tracked), layout.split(gradients)
             dweights[:] = [None] * len(weights)
-            begun[:] = gradients
+
+            def fetch(i, gate):
+                return fetched(steps[i], [weights[p] for p in steps[i].weights], replayed[i], gate)
+
+            coming = fetch(len(steps) - 1, gradients)
             for i in reversed(range(len(steps))):
-                values = [weights[p] for p in steps[i].weights], replayed[i]
-                values, begun[:] = fetched(values, offload, begun), carry
+                values, coming = coming, fetch(i - 1, carry) if i else None
                 carry, dcarry, dmine = all_passes[i].backward(carry, dcarry, *values, dsides[i])
+                dmine = residence.release(steps[i].owners, dmine)
                 dmine, (carry, dcarry) = use_up(steps[i].owners, dmine, (carry, dcarry))
                 for p, d in zip(steps[i].weights, dmine, strict=True):
                     dweights[p] = add_gradients(dweights[p], d)
@@ -76,7 +87,7 @@ def reversible(
 
         return results, grad
 
-    with place(offload):
+    with residence.place():
         token = stand_in(weights, dweights)
     outputs, sides, updates = run(inputs, token)
     tracked.extend(outputs)

@@ -1,0 +1,75 @@
+"""Where the values that a stack's steps read live, and how they come to a step.
+
+A residence has four verbs. `place()`: a scope in which variables are made and read.
+`read(variables)`: their values as they live there. `fetch(owners, values, gate)`: the
+values as a step reads them, on their way when the tensors of `gate` are there.
+`release(owners, gradients)`: a step's gradients as they go back. Owners are the
+variables, or tensors, whose values they are.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from revkeras.backprop.tensorflow.graph import snapshot
+
+
+class InPlace:
+    """Values live where they are computed with."""
+
+    def place(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def read(self, variables: Sequence) -> list:
+        return snapshot(variables)
+
+    def fetch(self, owners: Sequence, values: list, gate: list) -> list:
+        return values
+
+    def release(self, owners: Sequence, gradients: list) -> list:
+        return gradients
+
+
+class OnHost:
+    """Values stay in the host's memory and come to the device one step at a time."""
+
+    def place(self) -> contextlib.AbstractContextManager:
+        return place("host")
+
+    def read(self, variables: Sequence) -> list:
+        return snapshot(variables)
+
+    def fetch(self, owners: Sequence, values: list, gate: list) -> list:
+        """The values, sent when `gate` is there.
+
+        A value is sent to the device that reads it as soon as it exists. Without the
+        wait, the weights of all steps arrived there while the first was computing.
+        """
+        with self.place(), tf.control_dependencies(gate):
+            return [tf.identity(value) for value in values]
+
+    def release(self, owners: Sequence, gradients: list) -> list:
+        return gradients
+
+
+def residence(offload: str | None) -> InPlace | OnHost:
+    """Where values live by the layer's argument `offload`."""
+    return OnHost() if offload else InPlace()
+
+
+def host() -> str:
+    """The full name of the host, which a scope around it does not change."""
+    with tf.init_scope(), tf.device(None), tf.device("CPU:0"):
+        return tf.zeros(()).device
+
+
+def place(offload: str | None) -> contextlib.AbstractContextManager:
+    """Where variables are made, and their values read: on the host, or wherever it is now."""
+    return tf.device(host()) if offload else contextlib.nullcontext()
+
+
+def is_on_host(variable: Any) -> bool:
+    """Whether a Keras variable lives in the host's memory."""
+    return variable.value.device == host()

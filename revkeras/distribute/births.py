@@ -1,0 +1,45 @@
+"""Variables that are created under a strategy's scope."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+Initialize = Callable[[keras.Variable, Any], None]
+
+_KERAS_OWN = keras.Variable._initialize
+
+
+@contextlib.contextmanager
+def intercepted(born: Callable[[keras.Variable, Any, Initialize], None]) -> Iterator[None]:
+    """Within it, `born(variable, value, initialize)` gives Keras variables their values.
+
+    `value` is a tensor or a function that returns one; `initialize(variable, value)` is what
+    Keras would have done. Keras has no such hook, and TensorFlow's own is not told of the
+    Keras variable.
+    """
+    initialize = keras.Variable._initialize
+
+    def intercept(variable: keras.Variable, value: Any) -> None:
+        if hasattr(value, "assign"):  # a view of a variable that exists
+            initialize(variable, value)
+        else:
+            born(variable, value, initialize)
+
+    keras.Variable._initialize = intercept
+    try:
+        yield
+    finally:
+        keras.Variable._initialize = initialize
+
+
+@contextlib.contextmanager
+def unobserved() -> Iterator[None]:
+    """Within it, variables are made as Keras makes them: those that are this rank's own."""
+    initialize = keras.Variable._initialize
+    keras.Variable._initialize = _KERAS_OWN
+    try:
+        yield
+    finally:
+        keras.Variable._initialize = initialize

@@ -1,0 +1,93 @@
+"""Which layers' parameters stay sharded (stage 3), and how those layers come by them."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+
+from revkeras import backprop
+from revkeras.checkpoint import Checkpoint, call_checkpointed
+from revkeras.distribute.parameters import Spread, is_sharded, unshard
+from revkeras.reversible_sequential import ReversibleSequential
+
+
+def read_in(layers: Iterable[keras.layers.Layer]) -> dict[int, str]:
+    """By variables' `id`, the 16-bit dtype in which their layers read them, if all do."""
+    found: dict[int, set[str]] = {}
+    for layer in layers:
+        reads = layer.compute_dtype if layer.autocast else None
+        for v in layer._trainable_variables:
+            is_plain = v.regularizer is None and v.constraint is None
+            rounds = reads in ("float16", "bfloat16") and v._autocast and is_plain
+            found.setdefault(id(v), set()).add(reads if rounds else v._dtype)
+    return {key: dtypes.pop() for key, dtypes in found.items() if len(dtypes) == 1}
+
+
+def arrange(
+    model: keras.Model, engine: Any, dtypes: dict[int, str], shard_bytes: int, initialize: Any
+) -> None:
+    """Gives the layers what they fetch their parameters by; small ones get theirs whole.
+
+    Args:
+        model: A built model whose variables are sharded.
+        engine: The engine that the ranks communicate by.
+        dtypes: What `read_in` found.
+        shard_bytes: Integer, from how many bytes on a layer's parameters stay sharded.
+        initialize: Sets what a Keras variable keeps its value in.
+    """
+    kept = set()
+    for unit in units(model):
+        own = [v for v in unit.variables if is_sharded(v)]
+        if not own:
+            continue
+        if isinstance(unit, (ReversibleSequential, Checkpoint)):
+            unit.residence = Spread(engine, unit.residence, dtypes)
+        elif sum(_bytes(v) for v in own) >= shard_bytes:
+            _checkpoint(unit, Spread(engine, backprop.residence(None), dtypes))
+        else:
+            continue
+        kept.update(id(v) for v in own)
+    for v in model.variables:
+        if is_sharded(v) and id(v) not in kept:
+            unshard(v, initialize)
+
+
+def units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """The layers that fetch their parameters at once: the outermost that have some themselves."""
+    is_container = isinstance(layer, keras.Model)
+    inner = list(layer._layers)
+    owns = bool(layer._trainable_variables or layer._non_trainable_variables)
+    repeats = isinstance(layer, (keras.layers.RNN, keras.layers.Wrapper))
+    whole = isinstance(layer, (ReversibleSequential, Checkpoint)) or repeats
+    if whole or not inner or (owns and not is_container):
+        yield layer
+        return
+    for child in inner:
+        yield from units(child)
+
+
+def _checkpoint(layer: keras.layers.Layer, residence: Spread) -> None:
+    """Has the layer fetch its parameters for each call, and once more for the gradient."""
+    call, takes_training = layer.call, layer._call_has_training_arg
+
+    def fetching(*args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        if _is_given(layer):
+            own = {"training": training} if takes_training else {}
+            return call(*args, **own, **kwargs)
+        return call_checkpointed(layer, residence, layer, training, args, kwargs)
+
+    layer.call = fetching
+
+
+def _is_given(layer: keras.layers.Layer) -> bool:
+    """Whether the layer's values are given by a scope, or nothing is computed at all."""
+    if keras.src.backend.common.symbolic_scope.in_symbolic_scope():
+        return True
+    scope = keras.src.backend.common.stateless_scope.get_stateless_scope()
+    return scope is not None and any(
+        scope.get_current_value(v) is not None for v in layer.variables
+    )
+
+
+def _bytes(variable: Any) -> int:
+    return variable._shard.value.shape[0] * variable._engine.size * variable._shard.value.dtype.size

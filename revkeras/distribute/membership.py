@@ -1,0 +1,260 @@
+"""The workers' control channel: agreement at the start, heartbeats, and which rank failed.
+
+It is independent of the engine: a star of TCP connections around rank 0, with a thread
+for each. Where a collective would hang, this one knows who is missing.
+"""
+
+import atexit
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from revkeras.distribute import meeting
+from revkeras.distribute.channel import Connection
+from revkeras.distribute.cluster import Cluster
+
+# In seconds; together less than a minute.
+BEAT = 1.0
+HUNG_AFTER = 25.0
+GRACE = 15.0  # for the main thread to raise and to end the process by itself
+
+_joined = None
+
+
+class WorkerFailure(RuntimeError):
+    """Another worker died, hung, or ended with an error.
+
+    Attributes:
+        rank: Integer, that worker's rank.
+    """
+
+    def __init__(self, rank: int, message: str) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+def join(
+    cluster: Cluster, address: str | None = None, listener: socket.socket | None = None
+) -> "Membership":
+    """Meets all workers of a cluster, once in a process.
+
+    Args:
+        cluster: A `Cluster` of two or more workers.
+        address: Where rank 0 listens, as `"host:port"`. Defaults to what the cluster
+            says.
+        listener: Rank 0's socket, if it listens already.
+
+    Returns:
+        A `Membership`.
+
+    Raises:
+        RuntimeError: if a worker cannot be reached, or was told of another cluster.
+    """
+    global _joined
+    if _joined is None:
+        address = address or cluster.control_address
+        if cluster.rank == 0:
+            peers = meeting.gather(cluster, listener or meeting.listen(address), address)
+        else:
+            peers = meeting.connect(cluster, address)
+        _joined = Membership(cluster, peers)
+    return _joined
+
+
+def agree(facts: dict) -> None:
+    """Makes sure that all workers have the same facts.
+
+    Args:
+        facts: Dictionary of names and JSON values, such as `{"stage": 3}`. To be called
+            by all workers the same number of times.
+
+    Raises:
+        ValueError: if they differ, on all workers; says which rank differs in what.
+        WorkerFailure: if a worker fails meanwhile.
+
+    Example:
+
+    >>> from revkeras.distribute import membership
+    >>> membership.agree({"stage": 3})  # one process agrees with itself
+    """
+    everyone = exchange(facts)
+    differences = _differences(everyone)
+    if differences:
+        raise ValueError("The workers do not train the same: " + " ".join(differences))
+
+
+def exchange(value: object) -> list:
+    """Gives each worker the JSON values of all, in order of ranks; waits for all.
+
+    Raises:
+        WorkerFailure: if a worker fails meanwhile.
+    """
+    return [value] if _joined is None else _joined.exchange(value)
+
+
+class Membership:
+    """This process's place among workers that have met; `join` makes it."""
+
+    def __init__(self, cluster: Cluster, peers: dict[int, Connection]) -> None:
+        self._cluster = cluster
+        self._peers = peers
+        self._heard = {rank: time.monotonic() for rank in peers}
+        self._left: set[int] = set()
+        self._exchanges: dict[int, dict[int, object]] = {}
+        self._exchanged = 0
+        self._changed = threading.Condition()
+        self._failure: WorkerFailure | None = None
+        self._callbacks: list[Callable[[str], object]] = []
+        self._closed = False
+        for rank in peers:
+            self._thread(self._listen, rank)
+        self._thread(self._watch)
+        self._hook = sys.excepthook
+        sys.excepthook = self._report_uncaught
+        atexit.register(self._at_exit)
+
+    @property
+    def failure(self) -> WorkerFailure | None:
+        """The first failure of another worker; `None` while all is well."""
+        return self._failure
+
+    def on_failure(self, callback: Callable[[str], object]) -> None:
+        """Has `callback(message)` called, in a thread, when another worker fails."""
+        self._callbacks.append(callback)
+
+    def exchange(self, value: object) -> list:
+        with self._changed:
+            number = self._exchanged
+            self._exchanged += 1
+        message = {"exchange": number, "value": value, "rank": self._cluster.rank}
+        if self._cluster.rank == 0:
+            self._collect(message)
+        else:
+            self._peers[0].send(message)
+        with self._changed:
+            while len(self._exchanges.get(number, ())) < self._cluster.size:
+                if self._failure is not None:
+                    raise self._failure
+                if self._left:
+                    rank = min(self._left)
+                    raise WorkerFailure(rank, f"{self._name(rank)} ended; others wait for it.")
+                self._changed.wait(BEAT)
+            values = self._exchanges.pop(number)
+        return [values[rank] for rank in range(self._cluster.size)]
+
+    def close(self) -> None:
+        """Takes leave, so that the end of this process is no failure to others."""
+        if not self._closed:
+            self._closed = True
+            self._send_all({"leave": self._cluster.rank})
+
+    def _collect(self, message: dict) -> None:
+        """Takes in one rank's value; rank 0 passes them on when it has all."""
+        number = message["exchange"]
+        with self._changed:
+            values = self._exchanges.setdefault(number, {})
+            values[message["rank"]] = message["value"]
+            complete = self._cluster.rank == 0 and len(values) == self._cluster.size
+            everyone = dict(values) if complete else {}
+            self._changed.notify_all()
+        for rank, value in everyone.items():
+            self._send_all({"exchange": number, "value": value, "rank": rank})
+
+    def _listen(self, rank: int) -> None:
+        while True:
+            message = self._peers[rank].receive()
+            if message is None:
+                if not self._closed and rank not in self._left:
+                    self._fail(rank, "died: its connection closed without a word")
+                return
+            self._heard[rank] = time.monotonic()
+            if "exchange" in message:
+                self._collect(message)
+            elif "failed" in message:
+                self._fail(message["failed"], message["why"])
+            elif "leave" in message:
+                with self._changed:
+                    self._left.add(rank)
+                    self._changed.notify_all()
+
+    def _watch(self) -> None:
+        awake = time.monotonic()
+        while not self._closed and self._failure is None:
+            self._send_all({"beat": self._cluster.rank})
+            time.sleep(BEAT)
+            now = time.monotonic()
+            if now - awake > HUNG_AFTER / 2:  # it was this process that stood still
+                self._heard = dict.fromkeys(self._heard, now)
+            awake = now
+            for rank, heard in self._heard.items():
+                if rank not in self._left and now - heard > HUNG_AFTER:
+                    silence = f"{now - heard:.0f} seconds"
+                    self._fail(rank, f"hangs: nothing was heard of it for {silence}")
+
+    def _fail(self, rank: int, why: str) -> None:
+        with self._changed:
+            if self._failure is not None or self._closed or rank == self._cluster.rank:
+                return
+            message = f"{self._name(rank)} {why}. Worker {self._cluster.rank} stops for it."
+            self._failure = WorkerFailure(rank, message)
+            self._changed.notify_all()
+        print(message, file=sys.stderr, flush=True)
+        if self._cluster.rank == 0:
+            self._send_all({"failed": rank, "why": why})
+        self._thread(self._end)
+        for callback in self._callbacks:
+            callback(message)
+
+    def _end(self) -> None:
+        time.sleep(GRACE)
+        self._exit_now()
+
+    def _exit_now(self) -> None:
+        print(self._failure, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # a main thread that waits inside a collective cannot be interrupted
+
+    def _report_uncaught(self, kind, error, traceback) -> None:
+        self._hook(kind, error, traceback)
+        # The engine may have noticed first that another worker is gone, and not which.
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure is not None, timeout=2 * BEAT)
+        if self._failure is None and not self._closed:
+            why = f"ended with {kind.__name__}: {error}"
+            self._send_all({"failed": self._cluster.rank, "why": why})
+            self.close()
+
+    def _at_exit(self) -> None:
+        if self._failure is not None:
+            self._exit_now()  # what would still be torn down may wait for the one that is gone
+        self.close()
+
+    def _send_all(self, message: dict) -> None:
+        for connection in self._peers.values():
+            connection.send(message)
+
+    def _name(self, rank: int) -> str:
+        tasks = self._cluster.tasks
+        return f"Worker {rank} ({tasks[rank][2]})" if tasks else f"Worker {rank}"
+
+    def _thread(self, target: Callable[..., None], *arguments: object) -> None:
+        threading.Thread(target=target, args=arguments, daemon=True).start()
+
+
+def _differences(everyone: list[dict]) -> list[str]:
+    lines = []
+    for name in sorted(set().union(*everyone)):
+        values = [facts.get(name) for facts in everyone]
+        common = max(values, key=values.count)
+        ranks = [rank for rank, value in enumerate(values) if value == common]
+        lines += [
+            f"Rank {rank} has {name}={value!r}, where rank {', '.join(map(str, ranks))} has "
+            f"{name}={common!r}."
+            for rank, value in enumerate(values)
+            if value != common
+        ]
+    return lines

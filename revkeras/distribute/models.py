@@ -1,0 +1,137 @@
+"""What a model that is compiled under a strategy's scope does differently."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from revkeras import backprop
+from revkeras.distribute import membership
+from revkeras.distribute.callbacks import only_from_rank_0
+from revkeras.distribute.dataset import RowsOfRank
+from revkeras.distribute.files import saving_together
+from revkeras.distribute.metrics import result_of_all_ranks
+from revkeras.distribute.optimizer import ZeroOptimizer
+
+
+@contextlib.contextmanager
+def intercepted(strategy: Any) -> Iterator[None]:
+    """Within it, the strategy takes on the models that are compiled."""
+    compile, from_config = keras.Model.compile, keras.Model.compile_from_config
+
+    @functools.wraps(compile)
+    def compile_for(model: keras.Model, optimizer: Any = "rmsprop", *args: Any, **kwargs: Any):
+        _refuse_foreign(optimizer, strategy)
+        _refuse_xla(inspect.signature(compile).bind(model, optimizer, *args, **kwargs).arguments)
+        kwargs["jit_compile"] = False
+        scales = kwargs.pop("auto_scale_loss", True)
+        if scales and model.dtype_policy.name == "mixed_float16":
+            optimizer.scale_dynamically()
+        compile(model, optimizer, *args, auto_scale_loss=False, **kwargs)
+        # Files are to be read without this package.
+        model._compile_config.config["optimizer"] = optimizer.wrapped()
+        strategy.take_on(model)
+
+    @functools.wraps(from_config)
+    def compile_from_file(model: keras.Model, config: dict) -> None:
+        config = keras.saving.deserialize_keras_object(config)
+        optimizer = strategy.optimizer(config.pop("optimizer"))
+        model.compile(optimizer, **{**config, "jit_compile": False})
+        if model.built:
+            optimizer.build(model.trainable_variables)
+
+    keras.Model.compile, keras.Model.compile_from_config = compile_for, compile_from_file
+    try:
+        yield
+    finally:
+        keras.Model.compile, keras.Model.compile_from_config = compile, from_config
+
+
+def take_part(model: keras.Model, strategy: Any, prepare: Callable[[Any], None]) -> None:
+    """Has the model's methods act as one of many workers'.
+
+    Args:
+        model: A compiled model.
+        strategy: The strategy, of more than one worker.
+        prepare: `prepare(x)` is called before the model is first called on inputs.
+    """
+    for name in ("train_step", "test_step", "predict_step"):
+        setattr(model, name, _step(model, name, strategy, prepare))
+    model.get_metrics_result = result_of_all_ranks(model, strategy.engine)
+    for name in ("save", "save_weights"):
+        setattr(model, name, saving_together(model, name, strategy))
+    for name in ("fit", "evaluate", "predict"):
+        setattr(model, name, _from_rank_0(getattr(type(model), name), model, strategy))
+
+
+def _step(model: keras.Model, name: str, strategy: Any, prepare: Callable) -> Callable:
+    step = getattr(type(model), name).__get__(model)
+    agreed = []
+
+    @functools.wraps(step)
+    def taken_together(data: Any) -> Any:
+        with backprop.eager_scope():
+            if not agreed:
+                membership.agree({f"the batch of `{name}`": _spec(data)})
+                agreed.append(True)
+            prepare(keras.utils.unpack_x_y_sample_weight(data)[0])
+        results = step(data)
+        if name == "train_step":
+            strategy.average_state(model)
+        return results
+
+    return taken_together
+
+
+def _from_rank_0(method: Callable, model: keras.Model, strategy: Any) -> Callable:
+    """The method with its progress bar and its files from rank 0 alone."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(method).bind(model, *args, **kwargs)
+        given = call.arguments
+        if strategy.rank:
+            given["verbose"] = 0
+        callbacks = given.get("callbacks")
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = keras.tree.flatten(callbacks) if callbacks else []
+            own = [c for c in strategy.callbacks() if type(c) not in map(type, callbacks)]
+            given["callbacks"] = only_from_rank_0([*own, *callbacks], strategy.rank)
+        if isinstance(given.get("x"), RowsOfRank) and method.__name__ == "fit":
+            given["x"].shuffles, given["shuffle"] = given.get("shuffle", True), False
+        return method(*call.args, **call.kwargs)
+
+    return run
+
+
+def _spec(data: Any) -> str:
+    leaves = keras.tree.flatten(data)
+    return ", ".join(f"{tuple(x.shape)} {x.dtype.name}" for x in leaves if x is not None)
+
+
+def _refuse_xla(given: dict) -> None:
+    if given.get("jit_compile", "auto") is True:
+        raise ValueError(
+            "Invalid value for argument `jit_compile`: expected 'auto' or False under a "
+            "ZeroStrategy, received jit_compile=True. XLA would compile the whole step as one "
+            "program, which the communication between workers cannot be a part of. Blocks "
+            "are compiled by themselves: ReversibleSequential(jit_compile=True)."
+        )
+
+
+def _refuse_foreign(optimizer: Any, strategy: Any) -> None:
+    if not isinstance(optimizer, ZeroOptimizer):
+        raise ValueError(
+            "Invalid value for argument `optimizer`: expected one that the strategy made, "
+            "strategy.optimizer(keras.optimizers.AdamW(1e-3)), received "
+            f"optimizer={optimizer!r} (of type {type(optimizer).__name__}), by which each worker "
+            "would train for itself."
+        )
+    if optimizer.strategy is not strategy:
+        raise ValueError(
+            "Invalid value for argument `optimizer`: expected one that this scope's strategy made, "
+            "received that of another strategy. Use one strategy for all that is trained together."
+        )

@@ -1,0 +1,326 @@
+"""The optimizer that updates this rank's part of the parameters."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from revkeras import backprop
+from revkeras.distribute import births, slots
+from revkeras.distribute.clipping import Clipping
+from revkeras.distribute.exchange import Exchange, make_groups
+from revkeras.distribute.optimizer_state import File, OptimizerState, Owned
+from revkeras.distribute.parameters import is_sharded, raw, shard_of
+from revkeras.distribute.partition import own_range
+from revkeras.distribute.state import Held
+
+ELEMENTWISE = {
+    keras.optimizers.Adadelta,
+    keras.optimizers.Adagrad,
+    keras.optimizers.Adam,
+    keras.optimizers.AdamW,
+    keras.optimizers.Adamax,
+    keras.optimizers.Ftrl,
+    keras.optimizers.Lion,
+    keras.optimizers.Nadam,
+    keras.optimizers.RMSprop,
+    keras.optimizers.SGD,
+}
+
+
+class ZeroOptimizer(keras.optimizers.Optimizer):
+    """Has a Keras optimizer update this rank's part of the parameters, and shares the result.
+
+    `ZeroStrategy.optimizer` makes it. The optimizer that it wraps is built on
+    pieces of variables, each a Keras variable of its own under the whole one's name, or on whole
+    variables that are dealt out, if it may look at more than single elements.
+
+    Args:
+        inner: A Keras optimizer.
+        strategy: The `ZeroStrategy`.
+    """
+
+    def __init__(self, inner: keras.optimizers.Optimizer, strategy: Any):
+        check_inner(inner)
+        super().__init__(learning_rate=0.0, name=inner.name)
+        self._hidden = _Hidden(inner)
+        self.strategy = strategy
+        self._engine = strategy.engine
+        self._offload = strategy.offload
+        self._read_in: dict[int, str] = {}
+
+    # What users and callbacks see is the optimizer inside.
+
+    def wrapped(self) -> keras.optimizers.Optimizer:
+        """The optimizer that was given to `ZeroStrategy.optimizer`."""
+        return self._hidden.inner
+
+    def scale_dynamically(self) -> None:
+        """Scales the loss, as Keras does for a float16 policy, if that is not done already."""
+        if not self._hidden.scales:
+            inner = self._hidden.inner
+            scaled = keras.optimizers.LossScaleOptimizer(inner, name="loss_scale_optimizer")
+            self._hidden = _Hidden(scaled)
+
+    @property
+    def variables(self) -> list:
+        return self._hidden.inner.variables
+
+    @property
+    def learning_rate(self) -> Any:
+        return self._hidden.inner.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        self._hidden.inner.learning_rate = learning_rate
+
+    @property
+    def iterations(self) -> Any:
+        return self._hidden.inner.iterations
+
+    def scale_loss(self, loss: Any) -> Any:
+        return self._hidden.inner.scale_loss(loss)
+
+    def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
+        self._hidden.core.exclude_from_weight_decay(*args, **kwargs)
+
+    def get_config(self) -> dict:
+        return self._hidden.inner.get_config()
+
+    # Building: who updates what.
+
+    def read_in(self, dtypes: dict[int, str]) -> None:
+        """Tells in which 16-bit dtype variables are read, by their `id`, before it is built."""
+        self._read_in = dict(dtypes)
+
+    def build(self, variables: list) -> None:
+        if self.built:
+            return
+        variables, inner, core = list(variables), self._hidden.inner, self._hidden.core
+        _refuse_overwritten(variables)
+        with backprop.eager_scope(), births.unobserved():
+            super().build(variables)
+            self._whole = type(core) not in ELEMENTWISE
+            with backprop.place(self._offload):
+                self._make_pieces(variables)
+                _exclude_pieces(core, variables, self._pieces)
+                found = slots.build(inner, core, [*self._pieces.values()])
+        positions = list(self._pieces)
+        found = [dataclasses.replace(slot, owner=positions[slot.owner]) for slot in found]
+        owned = {
+            i: Owned(variables[i], self._pieces[i], *self._range(i)) for i in positions[: self._n]
+        }
+        self._hidden.state = OptimizerState(core, found, variables, owned, self._engine)
+        self._clipping = Clipping(self._engine, core, len(variables))
+        if self._engine.size > 1 and self._hidden.scales:
+            inner.check_finite = _on_all_ranks(inner.check_finite, self._engine)
+
+    def _var_key(self, variable: Any) -> Any:
+        return id(variable)  # the value of a variable that is sharded would be gathered
+
+    def _make_pieces(self, variables: list) -> None:
+        """What this rank updates, as Keras variables, by their variables' positions."""
+        engine = self._engine
+        if engine.size == 1:
+            self._pieces, self._ranges = dict(enumerate(variables)), {}
+            self._n = len(variables)
+            return
+        groups = make_groups(
+            variables, self._read_in, engine, self.strategy.bucket_bytes, self._whole
+        )
+        segments = {
+            group.variables[p.segment.variable]: p.segment for group in groups for p in group.pieces
+        }
+        self._ranges = {i: (s.start, s.stop) for i, s in segments.items()}
+        masters, self._pieces = {}, {}
+        for i, v in enumerate(variables):
+            if is_sharded(v) and not self._whole:
+                self._pieces[i] = shard_of(v)
+                continue
+            value = v.value  # which all ranks have to ask for, where it is sharded
+            if i in segments:
+                self._pieces[i] = masters[i] = self._master(v, value, *self._ranges[i])
+        self._n = len(self._pieces)
+        # So that no rank is without a piece: all take the same steps.
+        self._pieces[len(variables)] = keras.Variable([0.0], dtype="float32", name="nothing")
+        self._hidden.exchange = Exchange(engine, variables, groups, masters)
+
+    def _master(self, variable: Any, value: Any, start: int, stop: int) -> keras.Variable:
+        dtype = "float64" if variable._dtype == "float64" else "float32"
+        values = ops.cast(ops.reshape(value, (-1,))[start:stop], dtype)
+        if self._whole:
+            values = ops.reshape(values, tuple(variable._shape))
+        piece = keras.Variable(values, dtype=dtype, name=variable.name)
+        piece._path = variable.path
+        if is_sharded(variable):
+            variable._followers.append(lambda value: piece.assign(ops.cast(value, dtype)))
+        return piece
+
+    def _range(self, i: int) -> tuple[int, int]:
+        """The range of a variable that this rank's piece is."""
+        size = math.prod(self._trainable_variables[i]._shape)
+        return self._ranges.get(i, own_range(size, self._engine.size, self._engine.rank))
+
+    # Its state, as if it were whole.
+
+    def held(self, paths: list[str]) -> list[Held]:
+        """What this rank holds of the optimizer's state; `paths` name the model's variables."""
+        inner, scaling = self._hidden.inner, []
+        if self._hidden.scales:
+            scaling = [
+                Held(f"loss_scale/{v.name}", tuple(v.shape), v, None, None)
+                for v in (inner.step_counter, inner.dynamic_scale)
+            ]
+        return [*self._hidden.state.held(paths), *scaling]
+
+    def owned(self) -> dict[int, Owned]:
+        """What this rank updates of the model's variables, by position."""
+        return self._hidden.state.owned
+
+    def save_own_variables(self, store: Any) -> None:
+        self._file().save_own_variables(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        self._file().load_own_variables(store)
+
+    @property
+    def inner_optimizer(self) -> File:
+        """What loss scaling wraps, for files."""
+        if not self._hidden.scales:
+            raise AttributeError("This optimizer does not scale losses.")
+        return File(self._hidden.state, [])
+
+    def _file(self) -> File:
+        before = self._hidden.inner._variables if self._hidden.scales else []
+        return File(self._hidden.state, list(before))
+
+    # A step.
+
+    def apply(self, grads: Sequence, trainable_variables: Sequence | None = None) -> None:
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables
+        variables = list(trainable_variables)
+        if not self.built:
+            self.build(variables)
+        self._check_variables_are_known(variables)
+        pairs = zip(grads, variables, strict=True)
+        found = {self._get_variable_index(v): g for g, v in pairs if g is not None}
+        if not found:
+            raise ValueError("No gradients provided for any variable.")
+        if self._engine.size == 1:
+            self._update(found)
+            return
+        if self.strategy.stage == 1:  # gradients are whole until all are there
+            found = dict(zip(found, backprop.after([*found.values()], [*found.values()])))
+        mine = self._hidden.exchange.reduce(found)
+        self._hidden.exchange.follow()
+        mine |= {i: g for i, g in found.items() if i in self._pieces and i not in self._ranges}
+        mine = {i: mine[i] for i in sorted(mine)}
+        self._update(mine | {len(self._trainable_variables): ops.zeros((1,), "float32")})
+        self._hidden.exchange.publish()
+        self._constrain([i for i in found if self._trainable_variables[i].constraint])
+
+    def _update(self, mine: dict[int, Any]) -> None:
+        """Updates this rank's pieces, which the gradients are of."""
+        self._clipping.positions = list(mine)
+        with backprop.place(self._offload):
+            self._hidden.inner.apply([*mine.values()], [self._pieces[i] for i in mine])
+
+    def _constrain(self, positions: list[int]) -> None:
+        """Applies constraints, which may be of whole variables, where those are whole."""
+        for i in positions:
+            variable = self._trainable_variables[i]
+            value = variable.constraint(variable.value)
+            variable.assign(value)
+            if i in self._ranges:
+                start, stop = self._ranges[i]
+                piece = self._pieces[i]
+                piece.assign(ops.reshape(ops.reshape(value, (-1,))[start:stop], piece.shape))
+
+    def publish_exactly(self) -> None:
+        """Gives every rank all bits of parameters that it had in 16."""
+        if self._engine.size > 1 and self._hidden.exchange.rounds:
+            self._hidden.exchange.publish(exactly=True)
+
+    def finalize_variable_values(self, var_list: list) -> None:
+        if self._engine.size == 1:
+            self._hidden.inner.finalize_variable_values(var_list)
+        elif self._hidden.core.use_ema and self.built:
+            self._hidden.core.finalize_variable_values([*self._pieces.values()])
+            self._hidden.exchange.publish(exactly=True)
+
+
+@dataclasses.dataclass
+class _Hidden:
+    """What Keras, which saves and tracks what it finds in attributes, is not to find.
+
+    Attributes:
+        inner: The optimizer that updates.
+        exchange: How gradients and parameters travel, when it is built.
+        state: Its state, when it is built.
+    """
+
+    inner: keras.optimizers.Optimizer
+    exchange: Exchange | None = None
+    state: OptimizerState | None = None
+
+    @property
+    def scales(self) -> bool:
+        """Whether the optimizer is another one in loss scaling."""
+        return isinstance(self.inner, keras.optimizers.LossScaleOptimizer)
+
+    @property
+    def core(self) -> keras.optimizers.Optimizer:
+        """The optimizer without its loss scaling."""
+        return self.inner.inner_optimizer if self.scales else self.inner
+
+
+def _on_all_ranks(check_finite: Any, engine: Any) -> Any:
+    """All ranks find the gradients finite, or none does."""
+
+    def agreed(grads: list) -> Any:
+        finite = ops.cast(check_finite(grads), "int32")
+        return ops.cast(engine.all_reduce(finite, op="min"), "bool")
+
+    return agreed
+
+
+def _exclude_pieces(core: Any, variables: list, owned: dict[int, Any]) -> None:
+    """Pieces of variables that are excluded from weight decay are excluded too."""
+    excluded = getattr(core, "_exclude_from_weight_decay", None)
+    if excluded:
+        keys = {
+            core._var_key(owned[i])
+            for i, v in enumerate(variables)
+            if i in owned and core._var_key(raw(v)) in excluded
+        }
+        core._exclude_from_weight_decay = excluded | keys
+
+
+def check_inner(optimizer: Any) -> None:
+    """Raises unless it is an optimizer that can be built on pieces."""
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "Invalid value for argument `inner`: expected a Keras optimizer such as "
+            f"keras.optimizers.AdamW(1e-3), received inner={optimizer!r} (of type "
+            f"{type(optimizer).__name__})."
+        )
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    own, base = type(optimizer.inner_optimizer if scales else optimizer), keras.optimizers.Optimizer
+    if any(getattr(own, name) is not getattr(base, name) for name in ("apply", "apply_gradients")):
+        raise ValueError(
+            "Invalid value for argument `inner`: expected an optimizer that leaves `apply` to "
+            f"Keras, such as SGD, AdamW or Muon, received a {own.__name__}."
+        )
+
+
+def _refuse_overwritten(variables: list) -> None:
+    found = [v.path for v in variables if getattr(v, "overwrite_with_gradient", False)]
+    if found:
+        raise ValueError(
+            "Sharded training cannot train variables that are overwritten with their gradients, "
+            f"such as those of float8 layers: {found}. Use bfloat16."
+        )

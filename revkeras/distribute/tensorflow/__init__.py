@@ -1,0 +1,1 @@
+"""What sharded training does by TensorFlow's own API."""

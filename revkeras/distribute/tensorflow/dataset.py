@@ -1,0 +1,82 @@
+"""A rank's part of a `tf.data.Dataset`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+
+def is_dataset(data: Any) -> bool:
+    return isinstance(data, tf.data.Dataset)
+
+
+def rows_of_rank(dataset: tf.data.Dataset, rank: int, size: int) -> tf.data.Dataset:
+    """The rank's rows of each batch.
+
+    Rows that are not enough for one more a rank are left out; of fewer rows than ranks, each
+    takes all.
+    """
+
+    def rows(x: tf.Tensor) -> tf.Tensor:
+        n = tf.shape(x)[0]
+        step = tf.where(n < size, n, n // size)
+        start = tf.where(n < size, 0, rank * step)
+        return x[start : start + step]
+
+    def take(*batch: Any) -> Any:
+        batch = tf.nest.map_structure(rows, batch)
+        return batch if len(batch) > 1 else batch[0]
+
+    return dataset.map(take, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def refuse_uneven(dataset: tf.data.Dataset, size: int) -> None:
+    """Raises if the ranks would not get equally many batches, of one size, in one order."""
+    if int(dataset.cardinality()) == tf.data.UNKNOWN_CARDINALITY:
+        raise ValueError(
+            "Invalid value for argument `dataset`: expected one that knows how many batches it "
+            "has, as all workers need the same number; received one that was filtered or comes "
+            "from a generator. Tell it by "
+            "`dataset.apply(tf.data.experimental.assert_cardinality(n))`."
+        )
+    if [0, 0] in shuffle_seeds(dataset):
+        raise ValueError(
+            "Invalid value for argument `dataset`: expected the same order on all workers, "
+            "received one that shuffles without a seed. Use `dataset.shuffle(n, seed=7)`, or call "
+            "`keras.utils.set_random_seed(7)` before it is made."
+        )
+    n = _batch_size(dataset)
+    if n is None or n % size:
+        found = "none" if n is None else n
+        raise ValueError(
+            "Invalid value for argument `dataset`: expected batches whose size is a multiple of "
+            f"the number of workers, {size}, as each gets an equal part; received batch size "
+            f"{found}."
+        )
+
+
+def _parts(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
+    yield dataset
+    for part in dataset._inputs():
+        yield from _parts(part)
+
+
+def shuffle_seeds(dataset: tf.data.Dataset) -> list[list[int]]:
+    """The seeds of the shuffles in it, two for each; both zero where it is left to chance."""
+    shuffles = [part for part in _parts(dataset) if type(part).__name__ == "_ShuffleDataset"]
+    return [[int(part._seed), int(part._seed2)] for part in shuffles]
+
+
+def _batch_size(dataset: tf.data.Dataset) -> int | None:
+    """The rows of a full batch; `None` if the elements are no batches."""
+    shapes = [spec.shape for spec in tf.nest.flatten(dataset.element_spec)]
+    if not shapes or any(shape.rank == 0 for shape in shapes):
+        return None
+    known = {shape[0] for shape in shapes if shape.rank and shape[0] is not None}
+    if known:
+        return known.pop() if len(known) == 1 else None
+    for part in _parts(dataset):
+        if type(part).__name__ == "_BatchDataset":
+            return int(part._batch_size)
+    first = tf.nest.flatten(next(iter(dataset.take(1))))
+    return int(first[0].shape[0])

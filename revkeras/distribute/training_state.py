@@ -1,0 +1,60 @@
+"""All that training keeps on this rank: parameters, statistics, and the optimizer's state."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from revkeras.distribute.parameters import is_sharded, shard_of
+from revkeras.distribute.partition import own_range
+from revkeras.distribute.state import Held
+
+
+def held_by(strategy: Any, written: bool) -> Iterator[Held]:
+    """What this rank holds of the state of a strategy's models.
+
+    Seeds are each rank's own, and not among it.
+
+    Args:
+        strategy: The strategy.
+        written: Whether each element of the state is to be in it once among all ranks, as
+            checkpoints have it, and not as often as it is held.
+    """
+    for model in strategy.models:
+        optimizer = model.optimizer
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        names = unique([v.path for v in variables])
+        if len(strategy.models) > 1:
+            names = [f"{model.name}/{name}" for name in names]
+        owned = {id(own.variable): own for own in optimizer.owned().values()}
+        trainable = {id(v) for v in model.trainable_variables}
+        for name, v in zip(names, variables):
+            if v.name != "seed_generator_state":
+                has_masters = strategy.size > 1 and id(v) in trainable
+                yield from _held(strategy, name, v, owned.get(id(v)), has_masters, written)
+        yield from optimizer.held(names)
+
+
+def _held(
+    strategy: Any, name: str, v: Any, own: Any, has_masters: bool, written: bool
+) -> Iterator[Held]:
+    shape = tuple(v._shape)
+    if is_sharded(v):
+        place = own_range(math.prod(shape), strategy.size, strategy.rank)
+        yield Held(name, shape, shard_of(v), *place)
+    elif not (written and has_masters):
+        yield Held(name, shape, v, None, None)
+    has_master = own is not None and own.piece is not v
+    if has_master and not (is_sharded(v) and written):
+        yield Held(name, shape, own.piece, own.start, own.stop)
+
+
+def unique(paths: list[str]) -> list[str]:
+    """The paths, with a number behind those that came before."""
+    seen: dict[str, int] = {}
+    names = []
+    for path in paths:
+        seen[path] = seen.get(path, 0) + 1
+        names.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+    return names
