@@ -1,6 +1,6 @@
 """Reversible networks for Keras 3: activation memory that does not grow with depth."""
 
-from revkeras import couplings, debugging, layers
+from revkeras import couplings, debugging, layers, models
 from revkeras.checkpoint import Checkpoint
 from revkeras.checks import ReconstructionMonitor, check_inverse, gradient_drift
 from revkeras.fused_update import FusedUpdate
@@ -17,4 +17,5 @@ __all__ = [
     "debugging",
     "gradient_drift",
     "layers",
+    "models",
 ]
