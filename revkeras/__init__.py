@@ -3,6 +3,7 @@
 from revkeras import couplings, debugging, layers, models
 from revkeras.checkpoint import Checkpoint
 from revkeras.checks import ReconstructionMonitor, check_inverse, gradient_drift
+from revkeras.convert import to_momentum_net, to_plain, to_reversible
 from revkeras.fused_update import FusedUpdate
 from revkeras.reversible_sequential import ReversibleSequential
 
@@ -18,4 +19,7 @@ __all__ = [
     "gradient_drift",
     "layers",
     "models",
+    "to_momentum_net",
+    "to_plain",
+    "to_reversible",
 ]
