@@ -148,7 +148,9 @@ def same_arguments(a: dict, b: dict) -> bool:
 def _is_same(a: Any, b: Any) -> bool:
     flat_a, flat_b = keras.tree.flatten(a), keras.tree.flatten(b)
     return len(flat_a) == len(flat_b) and all(
-        x is y or (isinstance(x, (bool, int, float, str)) and x == y)
+        x is y
+        or (isinstance(x, (bool, int, float, str)) and x == y)
+        or (keras.ops.is_tensor(x) and keras.ops.is_tensor(y) and backprop.is_same_tensor(x, y))
         for x, y in zip(flat_a, flat_b)
     )
 
@@ -188,7 +190,9 @@ def _calls(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> list | s
 
 def _inputs(model: keras.Model) -> list:
     """What the model may be called on: alternatives, each a list of structures of tensors."""
-    if isinstance(model, keras.Sequential) or hasattr(model, "_inputs_struct"):
+    if isinstance(model, keras.Sequential):
+        return [[model.inputs[0]]] if model.inputs else []
+    if hasattr(model, "operations"):  # a functional model
         return [[model.input]]
     shapes = model.get_build_config() or {}
     shape = shapes.get("input_shape")
@@ -196,11 +200,13 @@ def _inputs(model: keras.Model) -> list:
         (shape,) = shapes["shapes_dict"].values()
     if shape is None:
         return []
-    specs = (
-        keras.tree.map_shape_structure(lambda s: keras.KerasTensor((None, *s[1:]), dtype), shape)
-        for dtype in ("float32", "int32")
-    )
-    return [[spec] for spec in specs]
+
+    def spec(dtype: str) -> Any:
+        return keras.tree.map_shape_structure(
+            lambda s: keras.KerasTensor((None, *s[1:]), dtype), shape
+        )
+
+    return [[spec("float32")], [spec("int32")]]
 
 
 def _layer_of(model: keras.Model, name: Any) -> keras.layers.Layer:

@@ -76,8 +76,8 @@ def to_momentum_net(
         )
     if isinstance(beta, bool) or not isinstance(beta, numbers.Real) or not 0 <= beta < 1:
         raise ValueError(
-            "Invalid value for argument `beta`: expected a number from 0, included, to 1, excluded; "
-            f"received beta={beta!r}."
+            "Invalid value for argument `beta`: expected a number from 0, included, to 1, "
+            f"excluded; received beta={beta!r}."
         )
     if isinstance(model, MomentumModel):
         raise ValueError(

@@ -73,7 +73,7 @@ class MomentumRun:
         # Without a velocity nothing is left of a block's input, so it is kept.
         self.checkpoints = [Checkpoint(x) for x in originals]
         self.stack = _stack(originals, beta, self.dtype) if beta else None
-        self.decay = self.stack.couplings[0]._decay if beta else 0.0  # a fraction, where exact
+        self.decay = self.stack.couplings[0].decay if beta else 0.0  # a fraction, where exact
 
     def enter(self) -> None:
         """Takes the blocks' places."""
@@ -95,7 +95,9 @@ class MomentumRun:
         block = self.blocks[index]
         whole = self.memory_mode != "none" and self in _IN_THEIR_MODEL.get()
         if not self.beta:
-            return self.checkpoints[index](*args, **kwargs) if whole else call(*args, **kwargs)
+            if whole:
+                return self._run(index, self.checkpoints[index], *args, **kwargs)
+            return call(*args, **kwargs)
         x, arguments = _bind(block, args, kwargs)
         training = arguments.pop("training", None)
         position = getattr(x, "_revkeras_position", None)
@@ -135,17 +137,21 @@ class MomentumRun:
 
     def _start(self, x: Any, arguments: dict, training: bool | None) -> Any:
         """The whole run, in the call of its first block."""
-        stack = self.stack
-        stack._clear_losses()
-        outputs = stack(x, training=training, **arguments)
-        for loss in stack._losses:
-            self.blocks[0].add_loss(loss)
+        outputs = self._run(0, self.stack, x, training=training, **arguments)
         y, *extras = outputs if isinstance(outputs, tuple) else [outputs]
         n = len(extras) // len(self.blocks)
         extras = [extras[i * n : (i + 1) * n] for i in range(len(self.blocks))]
         y = ops.cast(y, self.blocks[0].compute_dtype)
         y._revkeras_position = Position(self, 0, arguments=arguments, extras=extras)
         return (y, *extras[0]) if n else y
+
+    def _run(self, index: int, layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        """Calls a layer of the run; what it adds as losses, block `index` adds."""
+        layer._clear_losses()
+        outputs = layer(*args, **kwargs)
+        for loss in layer._losses:
+            self.blocks[index].add_loss(loss)
+        return outputs
 
     def _hand_on(self, index: int, y: Any, position: Position, arguments: dict) -> Any:
         if not same_arguments(arguments, position.arguments):

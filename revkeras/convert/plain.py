@@ -1,11 +1,14 @@
 """The way back from reversible models to ordinary ones."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from revkeras.convert.momentum_model import MomentumModel, revert
 from revkeras.convert.momentum_run import MomentumRun
+from revkeras.couplings import Coupling, Momentum
 from revkeras.reversible_sequential import ReversibleSequential
 
 
@@ -91,7 +94,7 @@ def _plain_stack(stack: ReversibleSequential) -> keras.Model:
     inputs = keras.tree.map_shape_structure(
         lambda shape: keras.Input(shape[1:], dtype=stack.compute_dtype), stack._input_shape
     )
-    return keras.Model(inputs, _expanded(stack, inputs), name=stack.name)
+    return _written_out(stack, inputs)
 
 
 def _functional(model: keras.Model) -> keras.Model | None:
@@ -116,7 +119,9 @@ def _rewritten(graph: keras.Model, blocks: dict[int, tuple[MomentumRun, int]]) -
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, ReversibleSequential):
-            return _expanded(layer, *args, **kwargs)
+            leaves = keras.tree.flatten((args, kwargs))
+            tensors = [x for x in leaves if isinstance(x, keras.KerasTensor)]
+            return _written_out(layer, *args, **kwargs)(tensors)
         if id(layer) in blocks:
             run, index = blocks[id(layer)]
             return run.plain_call(index, args, kwargs)
@@ -132,10 +137,35 @@ def _rewritten(graph: keras.Model, blocks: dict[int, tuple[MomentumRun, int]]) -
     return keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
 
 
-def _expanded(stack: ReversibleSequential, inputs: Any, **arguments: Any) -> Any:
-    """What a stack returns, on symbolic tensors: its blocks and what is between them."""
-    mode, stack.memory_mode = stack.memory_mode, "none"
+def _written_out(stack: ReversibleSequential, *args: Any, **kwargs: Any) -> keras.Model:
+    """A stack as a functional model of its blocks and what is between them."""
+    leaves = keras.tree.flatten((args, kwargs))
+    tensors = [x for x in leaves if isinstance(x, keras.KerasTensor)]
+    inputs = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors}
+    args, kwargs = keras.tree.map_structure(lambda x: inputs.get(id(x), x), (args, kwargs))
+    with _as_plain(stack):
+        outputs = stack.call(*args, **kwargs)
+    return keras.Model([inputs[id(x)] for x in tensors], outputs, name=stack.name)
+
+
+@contextlib.contextmanager
+def _as_plain(stack: ReversibleSequential) -> Iterator[None]:
+    """Inside, the stack computes by plain differentiation, in floating point."""
+    kept = stack.memory_mode, stack.couplings, stack.block_couplings
+    stack.memory_mode = "none"
+    stack.couplings = [_inexact(c) for c in stack.couplings]
+    stack.block_couplings = [_inexact(c) for c in stack.block_couplings]
     try:
-        return stack.call(inputs, **arguments)
+        yield
     finally:
-        stack.memory_mode = mode
+        stack.memory_mode, stack.couplings, stack.block_couplings = kept
+
+
+def _inexact(coupling: Coupling) -> Coupling:
+    """A coupling without its fixed point, which matters to the way back alone."""
+    if not coupling.exact:
+        return coupling
+    config = {**coupling.get_config(), "exact": False}
+    if isinstance(coupling, Momentum):
+        config["beta"] = coupling.decay
+    return type(coupling)(**config)

@@ -63,7 +63,6 @@ def test_names_take_blocks_that_are_not_equal_or_not_residual():
     [
         (lambda: chain([L.Dense(4) for _ in range(3)]), "3 x Dense .* adds nothing to its input"),
         (lambda: chain([L.Dense(4), L.Dense(3)]), "no two layers that are alike"),
-        (lambda: chain([Block(name="only"), L.Dense(4)]), "no two layers that are alike"),
         (
             lambda: chain([Block(name="a"), L.ReLU(), Block(name="b")]),
             r"2 x Block \('a', 'b'\): is not called on the output of another",

@@ -35,14 +35,14 @@ def test_a_small_beta_keeps_the_outputs_and_all_else(kind):
     assert layers == [layer.name for layer in model._flatten_layers()]
 
 
-@pytest.mark.parametrize(("blocks", "beta"), [(3, 0.1), (3, 0.9), (12, 0.1), (12, 0.5)])
+@pytest.mark.parametrize(("blocks", "beta"), [(3, 0.1), (3, 0.9), (16, 0.1), (16, 0.5)])
 def test_it_computes_the_recurrence(blocks, beta):
     """In floating point and, where that would lose too much, exactly."""
     model = subclassed(blocks)
     expected = momentum(model, beta)
     revkeras.to_momentum_net(model, beta=beta)
     exact = model.momentum_runs[0].stack.couplings[0].exact
-    assert exact == (blocks == 12)
+    assert exact == (blocks == 16)
     np.testing.assert_allclose(model(X), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -108,8 +108,10 @@ def test_activation_memory_keeps_nothing_of_a_block():
         x = {k: tf.constant(v) for k, v in DATA["functional"].items()}
         function = tf.function(lambda data, model=model: model(data, training=True))
         forward, _ = function.get_concrete_function(x)._delayed_rewrite_functions.forward_backward()
-        sizes.append(len(forward.outputs))
-    assert sizes[0] < sizes[1] / 2
+        shapes = [tuple(spec.shape) for spec in forward.function_type.flat_outputs]
+        sizes.append(shapes.count(X.shape))
+    assert sizes[0] < 8  # the run's output, and what goes with it
+    assert sizes[1] > 30
 
 
 def test_caches_go_block_by_block_with_the_velocity():
@@ -185,8 +187,8 @@ def test_exported(kind, tmp_path):
     plain.export(tmp_path / "plain", verbose=False)
     data = tf.nest.map_structure(tf.constant, DATA[kind])
     for name in "converted", "plain":
-        served = tf.saved_model.load(tmp_path / name).serve(data)
-        np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-5)
+        loaded = tf.saved_model.load(tmp_path / name)
+        np.testing.assert_allclose(loaded.serve(data), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_copy_made_by_clone_model_has_runs_too():

@@ -9,7 +9,7 @@ from revkeras.backprop.tensorflow.graph import (
     require,
     snapshot,
 )
-from revkeras.backprop.tensorflow.layer_calls import layer_calls
+from revkeras.backprop.tensorflow.layer_calls import is_same_tensor, layer_calls
 from revkeras.backprop.tensorflow.offload import is_on_host, place
 from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
@@ -23,6 +23,7 @@ __all__ = [
     "gradient_tape",
     "is_eager",
     "is_on_host",
+    "is_same_tensor",
     "layer_calls",
     "offer_update",
     "place",

@@ -63,6 +63,19 @@ def layer_calls(
     return [_as_call(*record, operations, number, leaving) for record in found]
 
 
+def is_same_tensor(a: tf.Tensor, b: tf.Tensor) -> bool:
+    """Whether two tensors are the same but for casts, which each layer makes for itself."""
+    if isinstance(a, tf.__internal__.EagerTensor) and isinstance(b, tf.__internal__.EagerTensor):
+        return a.dtype == b.dtype and a.shape == b.shape and bool(tf.reduce_all(a == b))
+    return _uncast(a) is _uncast(b)
+
+
+def _uncast(x: Any) -> Any:
+    while not isinstance(x, tf.__internal__.EagerTensor) and x.op.type == "Cast":
+        x = x.op.inputs[0]
+    return x
+
+
 class _Recording:
     """While it is entered, calls of the layers are noted in `found`."""
 
