@@ -48,6 +48,9 @@ def to_momentum_net(
         beta: Float from 0, included, to 1, excluded: what is kept of the velocity.
             Defaults to `0.1`.
 
+    A model that this one is a part of, and that has trained or predicted, goes on as it
+    was traced until it is compiled again.
+
     Returns:
         The model.
 
@@ -174,6 +177,7 @@ def _convert(
         # A run leaves the whole-model XLA compile, in which memory would grow with depth.
         model.supports_jit = False
     model.momentum_runs.extend(runs)
+    _forget_graphs(model)
     return model
 
 
@@ -184,7 +188,13 @@ def revert(model: keras.Model) -> keras.Model:
     model.__class__ = type(model).original_class
     del model._momentum_runs
     model.supports_jit = True
+    _forget_graphs(model)
     return model
+
+
+def _forget_graphs(model: keras.Model) -> None:
+    """Makes `fit()`, `evaluate()` and `predict()` trace the model anew."""
+    model.train_function = model.test_function = model.predict_function = None
 
 
 class _Runs:

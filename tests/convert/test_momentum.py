@@ -71,7 +71,10 @@ def test_of_little_or_no_velocity_inputs_are_kept(beta):
 
 def test_it_trains_and_counts_what_saturates():
     model = functional(8, rate=0.2)
+    before = model.predict(DATA["functional"], verbose=0)
     revkeras.to_momentum_net(model, beta=0.2)
+    after = model.predict(DATA["functional"], verbose=0)  # not as it was traced before
+    assert np.abs(after - before).max() > 1e-2
     model.compile("adam", "mse")
     history = model.fit(DATA["functional"], np.ones((6, 3)), epochs=8, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
@@ -145,7 +148,7 @@ def test_a_model_of_a_part_of_the_layers_computes_that_part():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beta", [0.0, 0.2])
 def test_saved_loaded_and_converted_back(kind, beta, tmp_path):
-    model = BUILDERS[kind](6)
+    model = BUILDERS[kind](4)
     before = model(DATA[kind])
     revkeras.to_momentum_net(model, beta=beta)
     model.compile("adam", "mse")
@@ -153,13 +156,13 @@ def test_saved_loaded_and_converted_back(kind, beta, tmp_path):
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_allclose(loaded(DATA[kind]), expected, rtol=1e-5, atol=1e-6)
-    assert [len(run.blocks) for run in loaded.momentum_runs] == [6]
+    assert [len(run.blocks) for run in loaded.momentum_runs] == [4]
     loaded.fit(DATA[kind], np.zeros_like(expected), verbose=0)
     loaded = keras.models.load_model(tmp_path / "m.keras")
     plain = revkeras.to_plain(loaded)
     np.testing.assert_allclose(plain(DATA[kind]), expected, rtol=1e-5, atol=1e-5)
     model.save_weights(tmp_path / "m.weights.h5")
-    same = BUILDERS[kind](6)  # weights are those of the ordinary model
+    same = BUILDERS[kind](4)  # weights are those of the ordinary model
     same.load_weights(tmp_path / "m.weights.h5")
     np.testing.assert_allclose(same(DATA[kind]), before, rtol=1e-5, atol=1e-6)
 
@@ -179,7 +182,7 @@ def test_a_plain_functional_model_knows_nothing_of_revkeras(tmp_path):
 
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_exported(kind, tmp_path):
-    model = BUILDERS[kind](6)
+    model = BUILDERS[kind](4)
     revkeras.to_momentum_net(model, beta=0.2)
     expected = model(DATA[kind])
     model.export(tmp_path / "converted", verbose=False)
