@@ -103,4 +103,3 @@ def test_generation_with_a_cache_is_that_without(whole):
         logits = model({"token_ids": tokens, "padding_mask": np.ones_like(tokens)})
         tokens[:, position] = np.array(logits)[:, position - 1].argmax(axis=-1)
     np.testing.assert_array_equal(found, tokens)
-
