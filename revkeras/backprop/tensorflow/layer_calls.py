@@ -59,7 +59,7 @@ def layer_calls(
         results = function(*placeholders)
     operations = graph.get_operations()
     number = {op.name: i for i, op in enumerate(operations)}
-    leaving = {id(x) for x in keras.tree.flatten(results)}
+    leaving = {_key(x) for x in keras.tree.flatten(results)}
     return [_as_call(*record, operations, number, leaving) for record in found]
 
 
@@ -74,6 +74,11 @@ def _uncast(x: Any) -> Any:
     while not isinstance(x, tf.__internal__.EagerTensor) and x.op.type == "Cast":
         x = x.op.inputs[0]
     return x
+
+
+def _key(x: Any) -> Any:
+    # Not the object's identity: those of an operation's tensors need not last.
+    return id(x) if isinstance(x, tf.__internal__.EagerTensor) else x.name
 
 
 class _Recording:
@@ -114,25 +119,25 @@ def _as_call(
 ) -> LayerCall:
     source, *_ = keras.tree.flatten(next(iter(bound.values())))
     output, *_ = keras.tree.flatten(outputs)
-    same, kept, adds = {id(source)}, {id(source)}, False
+    same, kept, adds = {_key(source)}, {_key(source)}, False
     for op in operations[start:stop]:
-        inputs = [id(x) for x in op.inputs]
+        inputs = [_key(x) for x in op.inputs]
         if op.type in _PASSING:
-            same.update(id(y) for x, y in zip(inputs, op.outputs) if x in same)
-            kept.update(id(y) for x, y in zip(inputs, op.outputs) if x in kept)
+            same.update(_key(y) for x, y in zip(inputs, op.outputs) if x in same)
+            kept.update(_key(y) for x, y in zip(inputs, op.outputs) if x in kept)
         elif op.type in _ADDING:
             adds = adds or bool(same.intersection(inputs))
-            kept.update(id(y) for y in op.outputs if kept.intersection(inputs))
+            kept.update(_key(y) for y in op.outputs if kept.intersection(inputs))
     arguments = {k: v for k, v in list(bound.items())[1:] if v is not None and k != "training"}
     readers = frozenset(number[op.name] for op in output.consumers())
-    leaves = id(output) in leaving
+    leaves = _key(output) in leaving
     return LayerCall(
         layer,
         source,
         output,
         arguments,
         adds,
-        id(output) in kept,
+        _key(output) in kept,
         (start, stop),
         readers,
         leaves,
