@@ -119,6 +119,8 @@ def difference(outputs: Any, x: Any) -> Any:
 
 def _check_residual(block: keras.layers.Layer, shape: Any, dtype: str) -> None:
     name = f"Block '{block.name}' (of type {type(block).__name__})"
+    # A known batch of one would be broadcast, by other operations than an addition.
+    shape = (None, *shape[1:])
     x = keras.KerasTensor(shape, dtype=dtype)
     output = keras.tree.flatten(block.compute_output_spec(x))[0]
     if tuple(output.shape) != tuple(shape):
