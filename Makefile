@@ -6,7 +6,7 @@ PYTORCH_VENV := .venv-pytorch
 OUT := out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint bench bench-full bench-distributed horovod pytorch exactness clean
+.PHONY: demo test lint bench bench-full bench-distributed bench-models horovod pytorch exactness clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/language_model.py --out $(OUT)
@@ -30,14 +30,18 @@ bench-distributed: $(VENV)/installed
 horovod: $(VENV)/installed
 	scripts/build_horovod.sh $(BIN)/python
 
+bench-models: $(VENV)/installed
+	$(BIN)/python benchmarks/models.py --docs docs/models.md
+
 pytorch: $(PYTORCH_VENV)/installed
 
 exactness: $(VENV)/installed
 	$(BIN)/python benchmarks/exactness.py --out $(OUT)
 
-$(VENV)/installed: requirements-dev.txt setup.cfg pyproject.toml
+$(VENV)/installed: requirements-dev.txt requirements-keras-hub.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-keras-hub.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

@@ -28,7 +28,7 @@ def lift(coupling: Coupling, layout: Layout, tensors: list, log_det: bool) -> tu
     """
     n = layout.n_tensors
     dtype = log_det_dtype(keras.backend.standardize_dtype(tensors[0].dtype))
-    total = [keras.ops.zeros(keras.ops.shape(tensors[0])[:1], dtype)] * log_det
+    total = [keras.ops.zeros(keras.ops.shape(tensors[0])[:1], dtype)] if log_det else []
     if coupling.exact:
         x0, x1, *kept = coupling.lift(layout.split(tensors))
         if checks_enabled():

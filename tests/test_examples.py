@@ -75,3 +75,32 @@ def test_normalizing_flow_trains_inverts_and_draws(tmp_path):
     logits, _ = to_logits(load()[1] + 0.5)
     np.testing.assert_allclose(flow.stack.inverse(flow.stack(logits)), logits, atol=1e-3)
     assert (tmp_path / "digits.png").stat().st_size > 1000
+
+
+def test_digits_are_learned_by_a_revnet_and_a_resnet_of_its_size(tmp_path):
+    sizes = ["--units", 1, "--width", 4, "--epochs", 2, "--seeds", 1, "--batch", 128]
+    printed = run_example("train_digits.py", *sizes, "--out", tmp_path)
+    assert "RevNet less ResNet" in printed
+    rows = json.loads((tmp_path / "train_digits.json").read_text())
+    assert rows["RevNet"]["parameters"] == pytest.approx(rows["ResNet"]["parameters"], rel=0.05)
+    assert rows["RevNet"]["steps"] == rows["ResNet"]["steps"]
+    assert all(row["accuracy"][0] > 10 for row in rows.values())
+
+
+def test_images_come_back_from_features(tmp_path):
+    sizes = ["--blocks", 1, "--epochs", 1, "--images", 3, "--batch", 250]
+    printed = run_example("reconstruct.py", *sizes, "--out", tmp_path)
+    assert float(re.search(r"error of a pixel (\S+),", printed)[1]) < 1e-4
+    assert (tmp_path / "reconstruct.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="KerasHub needs Python 3.11")
+def test_a_gpt2_is_converted_and_fine_tuned(tmp_path):
+    sizes = ["--layers", 2, "--width", 8, "--heads", 2, "--sequence", 16, "--batch", 2]
+    steps = ["--pretrain", 2, "--steps", 2, "--measure-steps", 1, "--megabytes", 0.2]
+    run_example("convert_gpt2.py", *sizes, *steps, "--out", tmp_path)
+    results = json.loads((tmp_path / "convert_gpt2.json").read_text())
+    assert results["difference"]["0.0"] == 0
+    assert results["difference"]["1e-06"] < 1e-4 < results["difference"]["0.1"]
+    assert set(results["costs"]) == set(results["loss"]) == {"original", "converted"}
+    assert "| converted |" in (tmp_path / "convert_gpt2.md").read_text()

@@ -107,7 +107,7 @@ class Momentum(Coupling):
         self.determined = not exact  # the way back needs the buffers too
         self.initial_velocity = initial_velocity
         self._fraction = fraction.numerator, fraction.denominator
-        self._decay = float(fraction) if exact else beta
+        self.decay = float(fraction) if exact else beta
 
     def couple(self, streams: list, fx: Any) -> list:
         if self.exact:
@@ -128,7 +128,7 @@ class Momentum(Coupling):
     def log_det(self, fx: Any, stream: Any) -> Any:
         batch, *sizes = keras.ops.shape(stream)
         size = keras.ops.cast(math.prod(sizes), stream.dtype)
-        return keras.ops.zeros((batch,), dtype=stream.dtype) + size * math.log(self._decay)
+        return keras.ops.zeros((batch,), dtype=stream.dtype) + size * math.log(self.decay)
 
     def at(self, index: int, depth: int) -> "Momentum":
         return fixed_point.located(self, index, depth) if self.exact else self
@@ -176,7 +176,7 @@ class Momentum(Coupling):
         units, buffer = fixed_point.rescale(
             fixed_point.in_units(v), keras.ops.stop_gradient(buffers[-1]), *self._fraction
         )
-        tangent = self._decay * fixed_point.tangent(v) + (1 - self._decay) * fixed_point.tangent(fx)
+        tangent = self.decay * fixed_point.tangent(v) + (1 - self.decay) * fixed_point.tangent(fx)
         v = fixed_point.on_grid(units + push, tangent)
         return [v, x + v, saturated + beyond, *buffers[:-1], buffer]
 
@@ -188,10 +188,10 @@ class Momentum(Coupling):
             keras.ops.stop_gradient(buffers[-1]),
             *reversed(self._fraction),
         )
-        tangent = fixed_point.tangent(v) - (1 - self._decay) * fixed_point.tangent(fx)
+        tangent = fixed_point.tangent(v) - (1 - self.decay) * fixed_point.tangent(fx)
         buffers[-1:] = [] if self._starts_buffer() else [buffer]  # all zeros where it started
         return [
-            fixed_point.on_grid(units, tangent / self._decay),
+            fixed_point.on_grid(units, tangent / self.decay),
             x - v,
             saturated - beyond,
             *buffers,
@@ -202,7 +202,7 @@ class Momentum(Coupling):
         # On the grid before it is multiplied: compilers join a product with one inside the block,
         # which need not happen in both directions.
         fx, beyond = fixed_point.absorb(fx, fixed_point.update_range(self.depth))
-        return fx, beyond, keras.ops.round(fixed_point.in_units(fx) * (1 - self._decay))
+        return fx, beyond, keras.ops.round(fixed_point.in_units(fx) * (1 - self.decay))
 
     def _starts_buffer(self) -> bool:
         return self.index % fixed_point.blocks_per_buffer(*self._fraction) == 0

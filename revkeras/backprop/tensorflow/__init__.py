@@ -12,6 +12,7 @@ from revkeras.backprop.tensorflow.graph import (
     snapshot,
 )
 from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
+from revkeras.backprop.tensorflow.layer_calls import is_same_tensor, layer_calls
 from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
 from revkeras.backprop.tensorflow.updates import offer_update, take_updated
@@ -25,6 +26,8 @@ __all__ = [
     "gradient_tape",
     "is_eager",
     "is_on_host",
+    "is_same_tensor",
+    "layer_calls",
     "offer_update",
     "place",
     "require",

@@ -1,0 +1,144 @@
+"""Which layers a model calls, on what, and what becomes of it: read off a traced graph."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# Operations that hand a tensor on as it is.
+_PASSING = {"Identity", "IdentityN", "Cast", "EnsureShape", "StopGradient"}
+_ADDING = {"Add", "AddV2", "AddN"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCall:
+    """One call of a layer inside a traced function.
+
+    Attributes:
+        layer: The layer.
+        source: What it was called on.
+        output: What it returned first.
+        arguments: Its further arguments, without those left `None`.
+        adds_input: Whether something computed of the input is added to the input itself.
+        keeps_input: Whether the input reaches the output through additions alone.
+        read_from: The call's first operation, and the one behind its last, by their numbers.
+        readers: The numbers of the operations that read the output.
+        leaves: Whether the output is one of the function's.
+    """
+
+    layer: keras.layers.Layer
+    source: Any
+    output: Any
+    arguments: dict[str, Any]
+    adds_input: bool
+    keeps_input: bool
+    read_from: tuple[int, int]
+    readers: frozenset[int]
+    leaves: bool
+
+
+def layer_calls(
+    function: Callable, arguments: Any, layers: Sequence[keras.layers.Layer]
+) -> list[LayerCall]:
+    """Traces `function(*arguments)`; gives the calls of `layers` in order.
+
+    Nothing is computed and no variable changes.
+
+    Args:
+        function: A function of a structure of tensors.
+        arguments: A list of structures of `KerasTensor`s.
+        layers: The layers to look at.
+    """
+    graph, found = tf.__internal__.FuncGraph("layer_calls"), []
+    with graph.as_default(), keras.StatelessScope(), _Recording(layers, graph, found):
+        placeholders = keras.tree.map_structure(
+            lambda x: tf.compat.v1.placeholder(x.dtype, x.shape), arguments
+        )
+        results = function(*placeholders)
+    operations = graph.get_operations()
+    number = {op.name: i for i, op in enumerate(operations)}
+    leaving = {_key(x) for x in keras.tree.flatten(results)}
+    return [_as_call(*record, operations, number, leaving) for record in found]
+
+
+def is_same_tensor(a: tf.Tensor, b: tf.Tensor) -> bool:
+    """Whether two tensors are the same but for casts, which each layer makes for itself."""
+    if isinstance(a, tf.__internal__.EagerTensor) and isinstance(b, tf.__internal__.EagerTensor):
+        return a.dtype == b.dtype and a.shape == b.shape and bool(tf.reduce_all(a == b))
+    return _uncast(a) is _uncast(b)
+
+
+def _uncast(x: Any) -> Any:
+    while not isinstance(x, tf.__internal__.EagerTensor) and x.op.type == "Cast":
+        x = x.op.inputs[0]
+    return x
+
+
+def _key(x: Any) -> Any:
+    # Not the object's identity: those of an operation's tensors need not last.
+    return id(x) if isinstance(x, tf.__internal__.EagerTensor) else x.name
+
+
+class _Recording:
+    """While it is entered, calls of the layers are noted in `found`."""
+
+    def __init__(self, layers: Sequence[keras.layers.Layer], graph: Any, found: list):
+        self.layers, self.graph, self.found = layers, graph, found
+
+    def __enter__(self) -> None:
+        for layer in self.layers:
+            layer.call = self._recorder(layer, layer.call)
+
+    def __exit__(self, *_: Any) -> None:
+        for layer in self.layers:
+            del layer.call  # the class's shows again
+
+    def _recorder(self, layer: keras.layers.Layer, call: Callable) -> Callable:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            start = len(self.graph.get_operations())
+            outputs = call(*args, **kwargs)
+            stop = len(self.graph.get_operations())
+            bound = layer._call_signature.bind(*args, **kwargs).arguments
+            self.found.append((layer, bound, outputs, start, stop))
+            return outputs
+
+        return record
+
+
+def _as_call(
+    layer: keras.layers.Layer,
+    bound: dict,
+    outputs: Any,
+    start: int,
+    stop: int,
+    operations: list,
+    number: dict,
+    leaving: set,
+) -> LayerCall:
+    source, *_ = keras.tree.flatten(next(iter(bound.values())))
+    output, *_ = keras.tree.flatten(outputs)
+    same, kept, adds = {_key(source)}, {_key(source)}, False
+    for op in operations[start:stop]:
+        inputs = [_key(x) for x in op.inputs]
+        if op.type in _PASSING:
+            same.update(_key(y) for x, y in zip(inputs, op.outputs) if x in same)
+            kept.update(_key(y) for x, y in zip(inputs, op.outputs) if x in kept)
+        elif op.type in _ADDING:
+            adds = adds or bool(same.intersection(inputs))
+            kept.update(_key(y) for y in op.outputs if kept.intersection(inputs))
+    arguments = {k: v for k, v in list(bound.items())[1:] if v is not None and k != "training"}
+    readers = frozenset(number[op.name] for op in output.consumers())
+    leaves = _key(output) in leaving
+    return LayerCall(
+        layer,
+        source,
+        output,
+        arguments,
+        adds,
+        _key(output) in kept,
+        (start, stop),
+        readers,
+        leaves,
+    )

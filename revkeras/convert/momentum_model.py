@@ -1,0 +1,215 @@
+"""A model whose runs of residual blocks are momentum networks."""
+
+import contextlib
+import numbers
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+
+from revkeras.convert.find_runs import FoundRun, find_runs, named_runs
+from revkeras.convert.momentum_run import MomentumRun, in_their_model
+
+
+def to_momentum_net(
+    model: keras.Model, layers: Sequence[str] | None = None, beta: float = 0.1
+) -> keras.Model:
+    """Makes the runs of residual blocks in a model momentum networks.
+
+    The blocks of a run are called one on the other's output, `x = block(x)`. They
+    become a momentum network, which can be trained without keeping what is inside
+    or between them ([Sander et al., 2021](https://arxiv.org/abs/2102.07870)):
+
+        v = beta * v + (1 - beta) * (block(x) - x)
+        x = x + v
+
+    With `beta` near 0 it computes what the model computed, so pretrained weights go
+    on from where they were; what is kept of the velocity changes that little by
+    little. The model is changed in its place: it has the same layers, weights,
+    names and arguments as before, is of the same class, and trains, saves, exports
+    and generates as before. `revkeras.to_plain` is the way back; a copy made
+    before the conversion keeps the original.
+
+    A call of the model computes each run as one `revkeras.ReversibleSequential`.
+    It rebuilds inputs bit by bit, which takes `log2(1 / beta)` bits a block and
+    element and a second evaluation of each block in the backward pass, where the
+    run is too deep to be rebuilt in floating point: see `revkeras.couplings.Momentum`.
+    With `beta=0`, or below 0.0005 in such a run, nothing of a block's input is left to
+    rebuild it from, and it is kept. Where blocks are called outside of the model's
+    own call, as for a cache in generation or in a model of a part of the layers,
+    each takes its step by plain differentiation.
+
+    Args:
+        model: A built `keras.Model`: functional, `keras.Sequential` or subclassed.
+        layers: A list of the names of the blocks, in the order of their calls; they
+            may form more than one run. Defaults to `None`, which means all runs of
+            at least two residual blocks of one type whose weights have the same
+            shapes.
+        beta: Float from 0, included, to 1, excluded: what is kept of the velocity.
+            Defaults to `0.1`.
+
+    A model that this one is a part of, and that has trained or predicted, goes on as it
+    was traced until it is compiled again.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: for what is not a `keras.Model`.
+        ValueError: for a bad `beta`, a model that is not built or is converted
+            already, a model without a run, and names that form none.
+
+    Example:
+
+    >>> import keras, revkeras
+    >>> x = inputs = keras.Input((8,))
+    >>> for _ in range(4):
+    ...     block_input = keras.Input((8,))
+    ...     y = keras.layers.Dense(8, activation="tanh")(block_input)
+    ...     x = keras.Model(block_input, block_input + y)(x)
+    >>> model = keras.Model(inputs, x)
+    >>> model is revkeras.to_momentum_net(model, beta=0.2)
+    True
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "Invalid value for argument `model`: expected a `keras.Model`, received "
+            f"model={model!r} (of type {type(model).__name__}). Use `revkeras.to_reversible` for a "
+            "list of layers."
+        )
+    if isinstance(beta, bool) or not isinstance(beta, numbers.Real) or not 0 <= beta < 1:
+        raise ValueError(
+            "Invalid value for argument `beta`: expected a number from 0, included, to 1, "
+            f"excluded; received beta={beta!r}."
+        )
+    if isinstance(model, MomentumModel):
+        raise ValueError(
+            f"Model '{model.name}' is a momentum network already. Get it back with "
+            "`revkeras.to_plain(model)` to convert it with other arguments."
+        )
+    if not model.built:
+        raise ValueError(
+            f"Model '{model.name}' is not built, so its blocks have no weights to compare. Call it "
+            "on data once, or `build()` it, before converting it."
+        )
+    found = find_runs(model) if layers is None else named_runs(model, layers)
+    return _convert(model, found, float(beta), "reversible")
+
+
+class MomentumModel:
+    """What the class of a converted model has before the class it had.
+
+    It is that class with runs that take their blocks' places.
+    """
+
+    @property
+    def momentum_runs(self) -> list[MomentumRun]:
+        return self._momentum_runs.runs
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        with in_their_model(self.momentum_runs):
+            return super().call(*args, **kwargs)
+
+    def get_config(self) -> dict:
+        layers = list(self._flatten_layers())
+        places = {id(layer): place for place, layer in enumerate(layers)}
+        runs = [
+            {
+                "blocks": [[places[id(block)], block.name] for block in run.blocks],
+                "arguments": None if run.arguments is None else sorted(run.arguments),
+                "beta": run.beta,
+                "memory_mode": run.memory_mode,
+            }
+            for run in self.momentum_runs
+        ]
+        with self._as_it_was():
+            return {"model": keras.saving.serialize_keras_object(self), "runs": runs}
+
+    def get_build_config(self) -> None:
+        return None  # the model inside has its own
+
+    @contextlib.contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """Inside, the model is of the class it had."""
+        converted = type(self)
+        self.__class__ = converted.original_class
+        try:
+            yield
+        finally:
+            self.__class__ = converted
+
+
+@keras.saving.register_keras_serializable("revkeras")
+class SavedMomentumModel:
+    """Makes a momentum model of a file's config: its class is made when it is converted."""
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> keras.Model:
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
+        layers = list(model._flatten_layers())
+        for run in config["runs"]:
+            blocks = [layers[place] if place < len(layers) else None for place, _ in run["blocks"]]
+            names = [name for _, name in run["blocks"]]
+            if [getattr(block, "name", None) for block in blocks] != names:
+                raise ValueError(
+                    f"Model '{model.name}' does not have the layers {names} where they were when "
+                    "it was converted, so it cannot be loaded. Rebuild the model, convert it, and "
+                    "load its weights."
+                )
+            arguments = None if run["arguments"] is None else frozenset(run["arguments"])
+            model = _convert(model, [FoundRun(blocks, arguments)], run["beta"], run["memory_mode"])
+        return model
+
+    def get_config(self) -> dict:
+        raise NotImplementedError("Configs of momentum models come from the models.")
+
+
+def _convert(
+    model: keras.Model, found: list[FoundRun], beta: float, memory_mode: str
+) -> keras.Model:
+    """Puts runs into the model's blocks' places."""
+    runs = [MomentumRun(run.blocks, beta, run.arguments, memory_mode) for run in found]
+    for run in runs:
+        run.enter()
+    if not isinstance(model, MomentumModel):
+        model._momentum_runs = _Runs()
+        model.__class__ = _class_of(type(model))
+        # A run leaves the whole-model XLA compile, in which memory would grow with depth.
+        model.supports_jit = False
+    model.momentum_runs.extend(runs)
+    _forget_graphs(model)
+    return model
+
+
+def revert(model: keras.Model) -> keras.Model:
+    """The model with its blocks and its class as they were."""
+    for run in model.momentum_runs:
+        run.leave()
+    model.__class__ = type(model).original_class
+    del model._momentum_runs
+    model.supports_jit = True
+    _forget_graphs(model)
+    return model
+
+
+def _forget_graphs(model: keras.Model) -> None:
+    """Makes `fit()`, `evaluate()` and `predict()` trace the model anew."""
+    model.train_function = model.test_function = model.predict_function = None
+
+
+class _Runs:
+    """The runs, out of sight of Keras, which would track the layers in a list."""
+
+    def __init__(self):
+        self.runs: list[MomentumRun] = []
+
+
+def _class_of(original: type) -> type:
+    """The class of a converted model: under this name its config is found again."""
+    body = {
+        "original_class": original,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+    }
+    name = keras.saving.get_registered_name(SavedMomentumModel)
+    return type(name, (MomentumModel, original), body)

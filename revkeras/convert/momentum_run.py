@@ -1,0 +1,258 @@
+"""A run of blocks that act as one momentum network, each block in its old place."""
+
+import contextlib
+import contextvars
+import dataclasses
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from revkeras.checkpoint import Checkpoint
+from revkeras.convert.find_runs import same_arguments
+from revkeras.convert.residual import Original, Residual, difference, is_original, original
+from revkeras.couplings import Momentum
+from revkeras.reversible_sequential import ReversibleSequential
+
+# The runs of the models whose `call()` is under way.
+_IN_THEIR_MODEL: contextvars.ContextVar = contextvars.ContextVar("in_their_model", default=())
+
+
+@dataclasses.dataclass
+class Position:
+    """What a run notes on a tensor that goes from one of its blocks to the next.
+
+    Attributes:
+        run: The run.
+        index: The block that the tensor comes from.
+        arguments: What the run was called with, if the tensor is the whole run's output.
+        extras: What the blocks returned beside it, one list a block.
+        velocity: If the run goes block by block: the velocity,
+        wide: and the tensor in the dtype of the streams, if it has another one.
+    """
+
+    run: "MomentumRun"
+    index: int
+    arguments: dict[str, Any] | None = None
+    extras: list | None = None
+    velocity: Any = None
+    wide: Any = None
+
+
+class MomentumRun:
+    """Takes the place of the `call()` of each of its blocks.
+
+    In a call of its model, the first block computes the whole run as one reversible stack, and
+    the others hand on what it returned: the model's own code calls them one after the other.
+    Elsewhere, and with arguments that the model does not give all blocks, such as caches, each
+    block takes its own step, and the velocity goes along with the tensor.
+
+    Args:
+        blocks: The blocks, built, in the order of their calls.
+        beta: What is kept of the velocity.
+        arguments: The names of the further arguments that all blocks get in a call of their
+            model, or `None` if that is not known.
+        memory_mode: `"reversible"` or `"none"`.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[keras.layers.Layer],
+        beta: float,
+        arguments: frozenset[str] | None,
+        memory_mode: str = "reversible",
+    ):
+        self.blocks = list(blocks)
+        self.beta = beta
+        self.arguments = arguments
+        self.memory_mode = memory_mode
+        originals = [Original(block) for block in blocks]
+        self.dtype = keras.backend.result_type(blocks[0].variable_dtype, "float32")
+        # Without a velocity nothing is left of a block's input, so it is kept.
+        self.checkpoints = [Checkpoint(x) for x in originals]
+        self.stack = _stack(originals, beta, self.dtype) if beta else None
+        self.decay = self.stack.couplings[0].decay if beta else 0.0  # a fraction, where exact
+
+    def enter(self) -> None:
+        """Takes the blocks' places."""
+        for index, block in enumerate(self.blocks):
+            block.call = _Call(self, index, block.call)
+            block.compute_output_spec = _Spec(block, block.compute_output_spec)
+        if self.stack is not None and self.stack.couplings[0].exact:
+            self.blocks[0]._metrics.append(self.stack.saturated)
+
+    def leave(self) -> None:
+        """Gives the places back."""
+        for block in self.blocks:
+            del block.call, block.compute_output_spec
+        if self.stack is not None and self.stack.couplings[0].exact:
+            self.blocks[0]._metrics.remove(self.stack.saturated)
+
+    def call(self, index: int, call: Any, args: tuple, kwargs: dict) -> Any:
+        """What block `index` returns in the place of `call(*args, **kwargs)`."""
+        block = self.blocks[index]
+        whole = self.memory_mode != "none" and self in _IN_THEIR_MODEL.get()
+        if not self.beta:
+            if whole:
+                return self._run(index, self.checkpoints[index], *args, **kwargs)
+            return call(*args, **kwargs)
+        x, arguments = _bind(block, args, kwargs)
+        training = arguments.pop("training", None)
+        position = getattr(x, "_revkeras_position", None)
+        self._check(index, position)
+        if position is None:
+            known = self.arguments is None or set(arguments) - {"mask"} <= self.arguments
+            if whole and known:
+                return self._start(x, arguments, training)
+            position = Position(self, -1, velocity=ops.zeros_like(ops.cast(x, self.dtype)))
+        if position.velocity is None:
+            return self._hand_on(index, x, position, arguments)
+        return self._step(index, x, position, {**arguments, "training": training})
+
+    def _step(self, index: int, x: Any, position: Position, arguments: dict) -> Any:
+        """One block, by plain differentiation."""
+        with original(self.blocks[index]):
+            outputs = self.blocks[index](x, **arguments)
+        several = isinstance(outputs, (tuple, list))
+        fx, *extras = outputs if several else [outputs]
+        wide = ops.cast(x, self.dtype) if position.wide is None else position.wide
+        v = self.decay * position.velocity + (1 - self.decay) * difference(fx, wide)
+        wide = wide + v
+        y = ops.cast(wide, fx.dtype)
+        if index + 1 < len(self.blocks):
+            wide = None if y is wide else wide
+            y._revkeras_position = Position(self, index, velocity=v, wide=wide)
+        return (y, *extras) if several else y
+
+    def plain_call(self, index: int, args: tuple, kwargs: dict) -> Any:
+        """A block's step on symbolic tensors: the block itself, and operations around it."""
+        x, arguments = _bind(self.blocks[index], args, kwargs)
+        position = getattr(x, "_revkeras_position", None)
+        self._check(index, position)
+        if position is None:
+            position = Position(self, -1, velocity=ops.zeros_like(ops.cast(x, self.dtype)))
+        return self._step(index, x, position, arguments)
+
+    def _start(self, x: Any, arguments: dict, training: bool | None) -> Any:
+        """The whole run, in the call of its first block."""
+        outputs = self._run(0, self.stack, x, training=training, **arguments)
+        y, *extras = outputs if isinstance(outputs, tuple) else [outputs]
+        n = len(extras) // len(self.blocks)
+        extras = [extras[i * n : (i + 1) * n] for i in range(len(self.blocks))]
+        y = ops.cast(y, self.blocks[0].compute_dtype)
+        y._revkeras_position = Position(self, 0, arguments=arguments, extras=extras)
+        return (y, *extras[0]) if n else y
+
+    def _run(self, index: int, layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        """Calls a layer of the run; what it adds as losses, block `index` adds."""
+        layer._clear_losses()
+        outputs = layer(*args, **kwargs)
+        for loss in layer._losses:
+            self.blocks[index].add_loss(loss)
+        return outputs
+
+    def _hand_on(self, index: int, y: Any, position: Position, arguments: dict) -> Any:
+        if not same_arguments(arguments, position.arguments):
+            raise ValueError(
+                f"{self._name(index)} is called with other arguments than the block before it: "
+                f"{sorted(arguments)} against {sorted(position.arguments)}, or other values of "
+                "them. Its run was converted for calls with the same ones. Convert the blocks that "
+                "get the same, by their names in `layers`."
+            )
+        position.index = index
+        if index + 1 == len(self.blocks):
+            del y._revkeras_position
+        extras = position.extras[index]
+        return (y, *extras) if extras else y
+
+    def _check(self, index: int, position: Position | None) -> None:
+        comes_from = -1 if position is None else position.index
+        if (position is not None and position.run is not self) or comes_from != index - 1:
+            before = f"of '{self.blocks[index - 1].name}'" if index else "from outside its run"
+            raise ValueError(
+                f"{self._name(index)} is a part of a momentum network and expected the output "
+                f"{before}, as it is, received another tensor. Call the whole run, or get the "
+                "model back with `revkeras.to_plain(model)`."
+            )
+
+    def _name(self, index: int) -> str:
+        block = self.blocks[index]
+        return f"Block '{block.name}' (of type {type(block).__name__})"
+
+
+@contextlib.contextmanager
+def in_their_model(runs: Sequence[MomentumRun]) -> Iterator[None]:
+    """Inside, `runs` may compute as a whole."""
+    token = _IN_THEIR_MODEL.set((*_IN_THEIR_MODEL.get(), *runs))
+    try:
+        yield
+    finally:
+        _IN_THEIR_MODEL.reset(token)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    run: MomentumRun
+    index: int
+    before: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_original(self.run.blocks[self.index]):
+            return self.before(*args, **kwargs)
+        return self.run.call(self.index, self.before, args, kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spec:
+    """Shapes are those of the block itself."""
+
+    block: keras.layers.Layer
+    before: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with original(self.block):
+            return self.before(*args, **kwargs)
+
+
+def _stack(originals: list, beta: float, dtype: str) -> ReversibleSequential:
+    """The reversible stack of the run: exact where rounding would spoil it."""
+    functions = []
+    for block in originals:
+        function = Residual(block)
+        function.built = True  # it need not be residual: any block is `x + (block(x) - x)`
+        functions.append(function)
+    coupling, mode = Momentum(beta), "reversible"
+    if len(functions) > coupling.depth_limit(dtype):
+        try:
+            coupling = Momentum(beta, exact=True)
+        except ValueError:  # too near to 0: next to nothing is left of a block's input
+            mode = "checkpoint"
+    return ReversibleSequential(
+        functions,
+        coupling=coupling,
+        split_axis=None,
+        memory_mode=mode,
+        check_inverse=False,
+        dtype=dtype,
+        name=f"{originals[0].block.name}_momentum",
+    )
+
+
+def _bind(block: keras.layers.Layer, args: tuple, kwargs: dict) -> tuple[Any, dict]:
+    """A block's input, and its further arguments without those left `None`."""
+    bound = block._call_signature.bind(*args, **kwargs).arguments
+    (_, x), *rest = bound.items()
+    arguments = {}
+    for name, value in rest:
+        kind = block._call_signature.parameters[name].kind
+        more = value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+        arguments.update({k: v for k, v in more.items() if v is not None})
+    return x, arguments
+
+
+def _narrow(wide: Any, like: Any) -> Any:
+    # An identity where there is nothing to cast, for the note on it is not one on the stream.
+    y = ops.cast(wide, like.dtype)
+    return y + 0 if y is wide else y

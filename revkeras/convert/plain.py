@@ -1,0 +1,171 @@
+"""The way back from reversible models to ordinary ones."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from revkeras.convert.momentum_model import MomentumModel, revert
+from revkeras.convert.momentum_run import MomentumRun
+from revkeras.couplings import Coupling, Momentum
+from revkeras.reversible_sequential import ReversibleSequential
+
+
+def to_plain(model: keras.Model) -> keras.Model:
+    """An ordinary model that computes what a reversible one does, for export.
+
+    The weights are the same, shared and not copied. A functional model and a
+    `keras.Sequential` become a functional model of the blocks themselves and
+    Keras's operations between them, whose files can be loaded without revkeras. In
+    models that are subclassed, and in subclassed layers, what is reversible stays
+    where it is and is computed by plain differentiation from now on: in exports
+    nothing else is left of it.
+
+    What `revkeras.to_momentum_net` changed in its place is changed back: with
+    `beta=0` the model itself is returned, as it was. With another `beta` it gets
+    back too, but computes without a velocity then; the model that is returned goes
+    on with it.
+
+    Args:
+        model: A built `keras.Model`, or a `revkeras.ReversibleSequential`.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        TypeError: for what is not a `keras.Model`.
+        ValueError: for a model in which nothing is reversible, and one that is not
+            built.
+
+    Example:
+
+    >>> import keras, revkeras
+    >>> stack = revkeras.ReversibleSequential([keras.layers.Dense(4) for _ in range(3)])
+    >>> model = keras.Sequential([keras.Input((8,)), stack])
+    >>> plain = revkeras.to_plain(model)
+    >>> x = keras.ops.ones((1, 8))
+    >>> bool(keras.ops.all(model(x) == plain(x)))
+    True
+    """
+    if isinstance(model, ReversibleSequential):
+        return _plain_stack(model)
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "Invalid value for argument `model`: expected a `keras.Model` or a "
+            f"ReversibleSequential, received model={model!r} (of type {type(model).__name__})."
+        )
+    if not model.built:
+        raise ValueError(
+            f"Model '{model.name}' is not built. Call it on data once, or `build()` it, before."
+        )
+    layers = list(model._flatten_layers())
+    converted = [layer for layer in layers if isinstance(layer, MomentumModel)]
+    stacks = [layer for layer in layers if isinstance(layer, ReversibleSequential)]
+    if not converted and not stacks:
+        raise ValueError(
+            f"Model '{model.name}' holds nothing that is reversible: neither a "
+            "ReversibleSequential nor runs that `revkeras.to_momentum_net` made."
+        )
+    runs = [run for layer in converted for run in layer.momentum_runs]
+    if not stacks and not any(run.beta for run in runs):
+        for layer in converted:
+            revert(layer)
+        return model
+    graph = _functional(model)
+    moving = [*stacks, *(block for run in runs for block in run.blocks)]
+    if graph is not None and {id(x) for x in moving} <= {id(x) for x in _operations(graph)}:
+        for layer in converted:
+            revert(layer)
+        return _rewritten(graph, {id(b): (r, i) for r in runs for i, b in enumerate(r.blocks)})
+    for run in runs:
+        run.memory_mode = "none"
+    for stack in stacks:
+        stack.memory_mode = "none"
+    return model
+
+
+def _plain_stack(stack: ReversibleSequential) -> keras.Model:
+    if not stack.built:
+        raise ValueError(
+            f"ReversibleSequential '{stack.name}' is not built. Call it on data once, or `build()` "
+            "it, before."
+        )
+    inputs = keras.tree.map_shape_structure(
+        lambda shape: keras.Input(shape[1:], dtype=stack.compute_dtype), stack._input_shape
+    )
+    return _written_out(stack, inputs)
+
+
+def _functional(model: keras.Model) -> keras.Model | None:
+    """The model as a functional one, or `None` if it is not."""
+    if isinstance(model, keras.Sequential):
+        return keras.Model(model.inputs, model.outputs, name=model.name)
+    return model if hasattr(model, "operations") else None
+
+
+def _operations(graph: keras.Model) -> list:
+    """The operations of a functional model, and of those in it."""
+    found = []
+    for operation in graph.operations:
+        found.append(operation)
+        inner = _functional(operation) if isinstance(operation, keras.Model) else None
+        found.extend([] if inner is None else _operations(inner))
+    return found
+
+
+def _rewritten(graph: keras.Model, blocks: dict[int, tuple[MomentumRun, int]]) -> keras.Model:
+    """The functional model, with what is reversible in it written out."""
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, ReversibleSequential):
+            leaves = keras.tree.flatten((args, kwargs))
+            tensors = [x for x in leaves if isinstance(x, keras.KerasTensor)]
+            return _written_out(layer, *args, **kwargs)(tensors)
+        if id(layer) in blocks:
+            run, index = blocks[id(layer)]
+            return run.plain_call(index, args, kwargs)
+        if isinstance(layer, keras.Model) and (inner := _functional(layer)) is not None:
+            inside = {id(x) for x in _operations(inner)}
+            stacks = any(isinstance(x, ReversibleSequential) for x in _operations(inner))
+            if stacks or inside & set(blocks):
+                layer = rewritten.setdefault(id(layer), None) or _rewritten(inner, blocks)
+                rewritten[id(layer)] = layer
+        return layer(*args, **kwargs)
+
+    rewritten: dict[int, Any] = {}
+    return keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
+
+
+def _written_out(stack: ReversibleSequential, *args: Any, **kwargs: Any) -> keras.Model:
+    """A stack as a functional model of its blocks and what is between them."""
+    leaves = keras.tree.flatten((args, kwargs))
+    tensors = [x for x in leaves if isinstance(x, keras.KerasTensor)]
+    inputs = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors}
+    args, kwargs = keras.tree.map_structure(lambda x: inputs.get(id(x), x), (args, kwargs))
+    with _as_plain(stack):
+        outputs = stack.call(*args, **kwargs)
+    return keras.Model([inputs[id(x)] for x in tensors], outputs, name=stack.name)
+
+
+@contextlib.contextmanager
+def _as_plain(stack: ReversibleSequential) -> Iterator[None]:
+    """Inside, the stack computes by plain differentiation, in floating point."""
+    kept = stack.memory_mode, stack.couplings, stack.block_couplings
+    stack.memory_mode = "none"
+    stack.couplings = [_inexact(c) for c in stack.couplings]
+    stack.block_couplings = [_inexact(c) for c in stack.block_couplings]
+    try:
+        yield
+    finally:
+        stack.memory_mode, stack.couplings, stack.block_couplings = kept
+
+
+def _inexact(coupling: Coupling) -> Coupling:
+    """A coupling without its fixed point, which matters to the way back alone."""
+    if not coupling.exact:
+        return coupling
+    config = {**coupling.get_config(), "exact": False}
+    if isinstance(coupling, Momentum):
+        config["beta"] = coupling.decay
+    return type(coupling)(**config)

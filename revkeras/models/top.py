@@ -1,0 +1,76 @@
+"""What all models of images share: their input, and what stands on the features."""
+
+from typing import Any
+
+import keras
+
+POOLINGS = {
+    None: None,
+    "avg": keras.layers.GlobalAveragePooling2D,
+    "max": keras.layers.GlobalMaxPooling2D,
+}
+
+
+def image_input(input_shape: Any, default: tuple, divisor: int = 1) -> keras.KerasTensor:
+    """The input of a model; raises unless it is of `(height, width, channels)`.
+
+    Args:
+        input_shape: What the user gave, or `None`.
+        default: What stands for `None`.
+        divisor: What height and width have to be divisible by, where they are known.
+    """
+    shape = default if input_shape is None else input_shape
+    is_shape = isinstance(shape, (tuple, list)) and len(shape) == 3
+    if not is_shape or not all(_is_size(s) for s in shape) or shape[-1] is None:
+        raise ValueError(
+            "Invalid value for argument `input_shape`: expected (height, width, channels) in "
+            f"positive integers, channels last, received input_shape={input_shape!r}."
+        )
+    if any(size is not None and size % divisor for size in shape[:2]):
+        raise ValueError(
+            "Invalid value for argument `input_shape`: expected a height and width divisible by "
+            f"{divisor}, received input_shape={tuple(shape)}."
+        )
+    return keras.Input(tuple(shape), name="images")
+
+
+def check_top(include_top: bool, classes: Any, pooling: Any) -> None:
+    """Raises for arguments of the top that cannot be."""
+    if pooling not in POOLINGS:
+        raise ValueError(
+            f"Invalid value for argument `pooling`: expected one of {list(POOLINGS)}, received "
+            f"pooling={pooling!r}."
+        )
+    if include_top and not (_is_size(classes) and classes):
+        raise ValueError(
+            "Invalid value for argument `classes`: expected a positive integer, received "
+            f"classes={classes!r}."
+        )
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raises unless an argument has one of its values."""
+    if value not in choices:
+        raise ValueError(
+            f"Invalid value for argument `{name}`: expected one of {list(choices)}, received "
+            f"{name}={value!r}."
+        )
+
+
+def add_top(
+    features: Any,
+    include_top: bool,
+    classes: int,
+    classifier_activation: Any,
+    pooling: str | None,
+) -> Any:
+    """Class scores of a model's features, or the features, pooled if that is asked for."""
+    if include_top:
+        x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(features)
+        return keras.layers.Dense(classes, classifier_activation, name="predictions")(x)
+    return POOLINGS[pooling](name=f"{pooling}_pool")(features) if pooling else features
+
+
+def _is_size(value: Any) -> bool:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    return value is None or (is_integer and value > 0)

@@ -1,0 +1,149 @@
+"""Which runs are found, and what is said where none is."""
+
+import keras
+import numpy as np
+import pytest
+
+import revkeras
+from tests.convert.models import Block, X, functional, sequential, subclassed
+
+L = keras.layers
+
+
+def runs(model):
+    return [[block.name for block in run.blocks] for run in model.momentum_runs]
+
+
+def chain(blocks, output=lambda tensors: tensors[-1], width=4):
+    x = keras.Input((width,))
+    tensors = [x]
+    for block in blocks:
+        tensors.append(block(tensors[-1]))
+    return keras.Model(x, output(tensors), name="chain")
+
+
+def test_two_runs_with_a_change_of_width_between():
+    blocks = [Block(4, name=f"a{i}") for i in range(2)] + [L.Dense(6)]
+    model = chain([*blocks, *(Block(6, name=f"b{i}") for i in range(3))])
+    assert runs(revkeras.to_momentum_net(model)) == [["a0", "a1"], ["b0", "b1", "b2"]]
+
+
+def test_a_tensor_that_is_read_elsewhere_ends_a_run():
+    blocks = [Block(name=f"block_{i}") for i in range(5)]
+    model = chain(blocks, output=lambda t: [t[-1], L.Dense(2)(t[2])])
+    assert runs(revkeras.to_momentum_net(model)) == [
+        ["block_0", "block_1"],
+        ["block_2", "block_3", "block_4"],
+    ]
+    model = chain([Block(name=f"c{i}") for i in range(4)], output=lambda t: [t[-1], t[2]])
+    assert runs(revkeras.to_momentum_net(model)) == [["c0", "c1"], ["c2", "c3"]]
+
+
+def test_names_make_a_run_of_a_part():
+    model = revkeras.to_momentum_net(functional(), layers=["block_1", "block_2"])
+    assert runs(model) == [["block_1", "block_2"]]
+    model = revkeras.to_momentum_net(subclassed(), layers=["block_0", "block_1", "block_2"])
+    assert runs(model) == [["block_0", "block_1", "block_2"]]
+
+
+def test_names_take_blocks_that_are_not_equal_or_not_residual():
+    class Other(Block):
+        pass
+
+    layers = [Block(name="a"), Other(name="b"), L.Dense(4, name="c")]
+    model = revkeras.to_momentum_net(chain(layers), layers=["a", "b", "c"], beta=1e-6)
+    assert runs(model) == [["a", "b", "c"]]
+    expected = model(X)
+    revkeras.to_plain(model)
+    np.testing.assert_allclose(chain(layers)(X), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: chain([L.Dense(4) for _ in range(3)]), "3 x Dense .* adds nothing to its input"),
+        (lambda: chain([L.Dense(4), L.Dense(3)]), "no two layers that are alike"),
+        (
+            lambda: chain([Block(name="a"), L.ReLU(), Block(name="b")]),
+            r"2 x Block \('a', 'b'\): is not called on the output of another",
+        ),
+        (
+            lambda: chain([block := Block(name="a"), Block(name="b"), block]),
+            "is called more than once",
+        ),
+        (lambda: sequential(1), "no two layers that are alike"),
+    ],
+)
+def test_a_model_without_a_run(model, reason):
+    with pytest.raises(ValueError, match=rf"has no run of equal residual blocks(.|\n)*{reason}"):
+        revkeras.to_momentum_net(model())
+
+
+@pytest.mark.parametrize("beta", [1, 1.0, -0.1, "0.1", None, True, float("nan")])
+def test_bad_beta(beta):
+    message = "`beta`: expected a number from 0, included, to 1, excluded"
+    with pytest.raises(ValueError, match=message):
+        revkeras.to_momentum_net(functional(), beta=beta)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("block_0", "a list of at least two names"),
+        (["block_0"], "a list of at least two names"),
+        (["block_0", "block_0"], "each name once"),
+        (["block_0", "nothing"], "no layer has the name 'nothing' in model 'functional'.*block_3"),
+        (["block_0", "block_2"], r"\['block_0', 'block_2'\] stand alone"),
+        (["first", "last"], r"'last' \(of type Dense\) changes the shape"),
+    ],
+)
+def test_names_that_form_no_run(names, message):
+    with pytest.raises(ValueError, match=message):
+        revkeras.to_momentum_net(functional(), layers=names)
+
+
+def test_what_cannot_be_converted():
+    with pytest.raises(TypeError, match="`model`: expected a `keras.Model`.*Dense"):
+        revkeras.to_momentum_net(L.Dense(2))
+    with pytest.raises(ValueError, match="is not built"):
+        revkeras.to_momentum_net(keras.Sequential([Block(), Block()]))
+    model = revkeras.to_momentum_net(functional())
+    with pytest.raises(ValueError, match="is a momentum network already"):
+        revkeras.to_momentum_net(model)
+
+
+def test_arguments_that_the_original_does_not_take():
+    model = revkeras.to_momentum_net(subclassed())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'context'"):
+        model(X, context=X)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'context'"):
+        model.blocks[0](X, context=X)
+
+
+def test_a_block_that_is_called_by_itself():
+    model = revkeras.to_momentum_net(subclassed())
+    with pytest.raises(ValueError, match="'block_2'.*expected the output of 'block_1'"):
+        model.blocks[2](X)
+
+
+def test_blocks_that_get_other_arguments_than_the_run_was_converted_for():
+    class Alternating(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.blocks = [Block(name=f"block_{i}") for i in range(2)]
+
+        def call(self, x, scale=None, other=None):
+            x = self.blocks[0](x, scale=scale)
+            return self.blocks[1](x, scale=scale if other is None else other)
+
+    model = Alternating()
+    scale = np.ones((6, 1), "float32")
+    model(X)
+    revkeras.to_momentum_net(model, layers=["block_0", "block_1"], beta=0.5)
+    model(X, scale=scale)
+    model(X, scale=scale, other=2 * scale)  # block by block, for `scale` was not there before
+    run = model.momentum_runs[0]
+    run.arguments = frozenset({"scale"})
+    model(X, scale=scale)
+    with pytest.raises(ValueError, match="'block_1'.*is called with other arguments than"):
+        model(X, scale=scale, other=2 * scale)

@@ -1,0 +1,217 @@
+"""Models made momentum networks: outputs, gradients, memory, arguments, files, the way back."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import revkeras
+from tests.convert.models import BUILDERS, DATA, X, assert_close, functional, gradients, subclassed
+
+KINDS = list(BUILDERS)
+
+
+def momentum(model, beta, data=X):
+    """The recurrence of the paper, by the blocks of a model that was not converted."""
+    x = model.first(data)
+    v = np.zeros_like(x)
+    for block in model.blocks:
+        v = beta * v + (1 - beta) * (np.array(block(x)) - x)
+        x = x + v
+    return x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_beta_keeps_the_outputs_and_all_else(kind):
+    model = BUILDERS[kind]()
+    expected, original = model(DATA[kind]), type(model)
+    names = [v.path for v in model.variables]
+    layers = [layer.name for layer in model._flatten_layers()]
+    assert revkeras.to_momentum_net(model, beta=1e-6) is model
+    assert [len(run.blocks) for run in model.momentum_runs] == [4]
+    np.testing.assert_allclose(model(DATA[kind]), expected, atol=1e-5)
+    assert isinstance(model, original)
+    assert names == [v.path for v in model.variables]
+    assert layers == [layer.name for layer in model._flatten_layers()]
+
+
+@pytest.mark.parametrize(("blocks", "beta"), [(3, 0.1), (3, 0.9), (16, 0.1), (16, 0.5)])
+def test_it_computes_the_recurrence(blocks, beta):
+    """In floating point and, where that would lose too much, exactly."""
+    model = subclassed(blocks)
+    expected = momentum(model, beta)
+    revkeras.to_momentum_net(model, beta=beta)
+    exact = model.momentum_runs[0].stack.couplings[0].exact
+    assert exact == (blocks == 16)
+    np.testing.assert_allclose(model(X), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.8])
+def test_gradients_are_those_of_plain_differentiation(kind, beta):
+    model = BUILDERS[kind](6, rate=0.3, penalty=0.1)
+    revkeras.to_momentum_net(model, beta=beta)
+    found = gradients(model, DATA[kind])
+    for run in model.momentum_runs:
+        run.memory_mode = "none"
+    assert_close(found, gradients(model, DATA[kind]))
+    assert found[1] or kind == "subclassed"  # the blocks' losses are the model's
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-4])
+def test_of_little_or_no_velocity_inputs_are_kept(beta):
+    model = functional(12)
+    expected = model(DATA["functional"])
+    revkeras.to_momentum_net(model, beta=beta)
+    np.testing.assert_allclose(model(DATA["functional"]), expected, atol=1e-3 if beta else 0)
+    found = gradients(model, DATA["functional"])
+    model.momentum_runs[0].memory_mode = "none"
+    assert_close(found, gradients(model, DATA["functional"]))
+
+
+def test_it_trains_and_counts_what_saturates():
+    model = functional(8, rate=0.2)
+    before = model.predict(DATA["functional"], verbose=0)
+    revkeras.to_momentum_net(model, beta=0.2)
+    after = model.predict(DATA["functional"], verbose=0)  # not as it was traced before
+    assert np.abs(after - before).max() > 1e-2
+    model.compile("adam", "mse")
+    history = model.fit(DATA["functional"], np.ones((6, 3)), epochs=8, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    (name,) = (n for n in history if n.endswith("_saturated"))
+    assert history[name] == [0.0] * 8
+    assert not model.jit_compile
+
+
+def test_mixed_precision_keeps_the_streams_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = functional(8)
+    expected = model(DATA["functional"])
+    revkeras.to_momentum_net(model, beta=0.01)
+    assert model.momentum_runs[0].dtype == "float32"
+    found = model(DATA["functional"])
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(
+        np.array(found, "float32"), np.array(expected, "float32"), atol=0.1, rtol=0.05
+    )
+    model.momentum_runs[0].memory_mode = "none"
+    stepwise = model(DATA["functional"])
+    np.testing.assert_allclose(
+        np.array(found, "float32"), np.array(stepwise, "float32"), atol=0.02, rtol=0.02
+    )
+
+
+def test_activation_memory_keeps_nothing_of_a_block():
+    """Tensors that the graph of a step hands from its forward to its backward pass."""
+    sizes = []
+    for beta, mode in (0.5, "reversible"), (0.5, "none"):
+        model = functional(10)
+        revkeras.to_momentum_net(model, beta=beta)
+        model.momentum_runs[0].memory_mode = mode
+        x = {k: tf.constant(v) for k, v in DATA["functional"].items()}
+        function = tf.function(lambda data, model=model: model(data, training=True))
+        forward, _ = function.get_concrete_function(x)._delayed_rewrite_functions.forward_backward()
+        shapes = [tuple(spec.shape) for spec in forward.function_type.flat_outputs]
+        sizes.append(shapes.count(X.shape))
+    assert sizes[0] < 8  # the run's output, and what goes with it
+    assert sizes[1] > 30
+
+
+def test_caches_go_block_by_block_with_the_velocity():
+    model = subclassed()
+    caches = [np.full((6, 4), i, "float32") for i in range(4)]
+    zeros = [np.zeros((6, 4), "float32")] * 4
+    plain, _ = model(X, caches=caches)
+    revkeras.to_momentum_net(model, beta=0.4)
+    x, after = model(X, caches=zeros)
+    np.testing.assert_allclose(x, model(X), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(after, np.ones((4, 6, 4)))
+    assert np.abs(model(X, caches=caches)[0] - plain).max() > 1e-2
+    revkeras.to_plain(model)
+
+
+def test_a_model_of_a_part_of_the_layers_computes_that_part():
+    model = functional()
+    inside = keras.Model(model.input, model.get_layer("block_1").output)
+    revkeras.to_momentum_net(model, beta=0.3)
+    first = model.get_layer("first")(X)
+    x, v = first, np.zeros_like(first)
+    found = inside(DATA["functional"])
+    revkeras.to_plain(model)
+    for i in range(2):
+        y = model.get_layer(f"block_{i}")(x, scale=DATA["functional"]["scale"])
+        v = 0.3 * v + 0.7 * (np.array(y) - x)
+        x = x + v
+    np.testing.assert_allclose(found, x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_saved_loaded_and_converted_back(kind, beta, tmp_path):
+    model = BUILDERS[kind](4)
+    before = model(DATA[kind])
+    revkeras.to_momentum_net(model, beta=beta)
+    model.compile("adam", "mse")
+    expected = model(DATA[kind])
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded(DATA[kind]), expected, rtol=1e-5, atol=1e-6)
+    assert [len(run.blocks) for run in loaded.momentum_runs] == [4]
+    loaded.fit(DATA[kind], np.zeros_like(expected), verbose=0)
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    plain = revkeras.to_plain(loaded)
+    np.testing.assert_allclose(plain(DATA[kind]), expected, rtol=1e-5, atol=1e-5)
+    model.save_weights(tmp_path / "m.weights.h5")
+    same = BUILDERS[kind](4)  # weights are those of the ordinary model
+    same.load_weights(tmp_path / "m.weights.h5")
+    np.testing.assert_allclose(same(DATA[kind]), before, rtol=1e-5, atol=1e-6)
+
+
+def test_a_plain_functional_model_knows_nothing_of_revkeras(tmp_path):
+    model = functional()
+    revkeras.to_momentum_net(model, beta=0.2)
+    expected = model(DATA["functional"])
+    plain = revkeras.to_plain(model)
+    assert not any(
+        type(layer).__module__.startswith("revkeras") for layer in plain._flatten_layers()
+    )
+    plain.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded(DATA["functional"]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["functional", "subclassed"])
+def test_exported(kind, tmp_path):
+    model = BUILDERS[kind](4)
+    revkeras.to_momentum_net(model, beta=0.2)
+    expected = model(DATA[kind])
+    model.export(tmp_path / "converted", verbose=False)
+    plain = revkeras.to_plain(model)
+    plain.export(tmp_path / "plain", verbose=False)
+    data = tf.nest.map_structure(tf.constant, DATA[kind])
+    for name in "converted", "plain":
+        loaded = tf.saved_model.load(tmp_path / name)
+        np.testing.assert_allclose(loaded.serve(data), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_made_by_clone_model_has_runs_too():
+    model = BUILDERS["sequential"]()
+    revkeras.to_momentum_net(model, beta=0.2)
+    model(X)
+    config = keras.saving.serialize_keras_object(model)
+    copy = keras.saving.deserialize_keras_object(config)
+    copy.set_weights(model.get_weights())
+    np.testing.assert_allclose(copy(X), model(X), rtol=1e-6)
+
+
+def test_converted_inside_another_model(tmp_path):
+    inner = functional(6)
+    revkeras.to_momentum_net(inner, beta=0.2)
+    inputs = {k: keras.Input(v.shape[1:], name=k) for k, v in DATA["functional"].items()}
+    outer = keras.Model(inputs, keras.layers.Dense(2)(inner(inputs)))
+    expected = outer(DATA["functional"])
+    outer.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded(DATA["functional"]), expected, rtol=1e-5, atol=1e-6)
+    plain = revkeras.to_plain(outer)
+    np.testing.assert_allclose(plain(DATA["functional"]), expected, rtol=1e-5, atol=1e-5)

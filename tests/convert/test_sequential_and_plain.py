@@ -1,0 +1,183 @@
+"""Lists of blocks made reversible, and reversible stacks made plain."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import revkeras
+from tests import modes
+from tests.convert.models import Block, X, functional
+
+L = keras.layers
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scaled(L.Layer):
+    """Returns more than its update, and takes an argument."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(4)
+
+    def build(self, x_shape, scale_shape=None):
+        self.dense.build(x_shape)
+
+    def call(self, x, scale):
+        y = self.dense(x) * scale
+        return y, keras.ops.mean(y)
+
+
+def two_streams(stack, blocks, x):
+    """The stack's additive recurrence by hand."""
+    x0 = x1 = x
+    for block in blocks:
+        x0, x1 = x1, x0 + np.array(block(x1))
+    return (x0 + x1) / 2
+
+
+def test_a_sequential_model_of_plain_blocks():
+    model = keras.Sequential([L.Dense(4, activation="tanh") for _ in range(4)], name="tower")
+    model(X)
+    stack = revkeras.to_reversible(model)
+    assert isinstance(stack, revkeras.ReversibleSequential)
+    assert stack.name == "tower"
+    assert [id(v) for v in stack(X) is not None and stack.weights] == [id(v) for v in model.weights]
+    np.testing.assert_allclose(stack(X), two_streams(stack, model.layers, X), rtol=1e-5)
+
+
+def test_residual_blocks_lose_their_own_skip():
+    blocks = [Block(rate=0.3) for _ in range(4)]
+    stack = revkeras.to_reversible(blocks, residual=True)
+    stack(X)
+    functions = [lambda x, block=block: np.array(block(x)) - x for block in blocks]
+    np.testing.assert_allclose(stack(X), two_streams(stack, functions, X), rtol=1e-4, atol=1e-5)
+    modes.assert_modes_agree(stack, X)
+
+
+def test_a_shared_block_stays_shared_and_options_are_passed_on():
+    block = Block()
+    stack = revkeras.to_reversible([block, block], residual=True, coupling="leapfrog")
+    stack(X)
+    assert stack.layers[0] is stack.layers[1]
+    assert isinstance(stack.couplings[0], revkeras.couplings.Leapfrog)
+    split = revkeras.to_reversible([L.Dense(2)], split_axis=-1)
+    assert split(X).shape == (6, 4)
+
+
+def test_a_stack_of_residual_blocks_in_a_file(tmp_path):
+    stack = revkeras.to_reversible([Block() for _ in range(3)], residual=True)
+    model = keras.Sequential([keras.Input((4,)), stack, L.Dense(2)])
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded(X), model(X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (lambda: L.Dense(4), "is not residual: its input does not reach its output through"),
+        (lambda: L.Dense(3), r"is not residual: it takes the shape \(None, 4\) to \(None, 3\)"),
+        (
+            lambda: keras.Sequential([Block(), L.LayerNormalization()]),
+            "is not residual: its input does not reach",
+        ),
+    ],
+)
+def test_a_block_that_is_not_residual(block, message):
+    stack = revkeras.to_reversible([Block(), block()], residual=True)
+    with pytest.raises(ValueError, match=message):
+        stack(X)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="must keep the shape"):
+        revkeras.to_reversible([L.Dense(4), L.Dense(3)])(X)
+    with pytest.raises(TypeError, match="`model_or_layers`: expected a `keras.Sequential`"):
+        revkeras.to_reversible(functional())
+    with pytest.raises(TypeError, match="expected a list of Keras layers"):
+        revkeras.to_reversible(3)
+    with pytest.raises(TypeError, match="`residual`: expected a boolean"):
+        revkeras.to_reversible([L.Dense(4)], residual="yes")
+    for model, message in (
+        (functional(), "holds nothing that is reversible"),
+        (keras.Sequential([L.Dense(2)]), "is not built"),
+        (revkeras.ReversibleSequential([L.Dense(2)]), "is not built"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            revkeras.to_plain(model)
+    with pytest.raises(TypeError, match="`model`: expected a `keras.Model`"):
+        revkeras.to_plain(L.Dense(2))
+
+
+def stacks():
+    yield "additive", revkeras.ReversibleSequential([L.Dense(2) for _ in range(3)]), (4,)
+    yield "affine", revkeras.ReversibleSequential([L.Dense(4)] * 2, coupling="affine"), (4,)
+    momentum = revkeras.couplings.Momentum(0.5, initial_velocity="learned")
+    blocks = [Block() for _ in range(3)]
+    options = {"coupling": momentum, "split_axis": None}
+    yield "momentum", revkeras.ReversibleSequential(blocks, **options), (4,)
+    exact = revkeras.couplings.Additive(exact=True)
+    yield "exact", revkeras.ReversibleSequential([L.Dense(2)], coupling=exact), (4,)
+    convolutions = [L.Conv2D(2, 3, padding="same"), revkeras.layers.SpaceToDepth()]
+    yield "downsampling", revkeras.ReversibleSequential(convolutions), (4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("stack", "shape"), [x[1:] for x in stacks()], ids=[x[0] for x in stacks()]
+)
+def test_stacks_written_out(stack, shape, tmp_path):
+    model = keras.Sequential([keras.Input(shape), stack, L.Dense(2)])
+    x = np.random.default_rng(0).standard_normal((3, *shape)).astype("float32")
+    expected = model(x)
+    plain = revkeras.to_plain(model)
+    np.testing.assert_allclose(plain(x), expected, rtol=1e-5, atol=1e-6)
+    layers = list(plain._flatten_layers())
+    assert not any(isinstance(layer, revkeras.ReversibleSequential) for layer in layers)
+    plain.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded(x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model(x), expected)  # the model itself goes on
+    np.testing.assert_allclose(revkeras.to_plain(stack)(x), stack(x), rtol=1e-5, atol=1e-6)
+
+
+def test_arguments_and_more_outputs_are_written_out():
+    x, scale = keras.Input((4,)), keras.Input((1,))
+    stack = revkeras.ReversibleSequential([Scaled(), Scaled()], split_axis=None)
+    y, *means = stack(x, scale=scale)
+    inner = keras.Model([x, scale], [y, *means])
+    outer = keras.Model([x, scale], inner([x, scale]))
+    data = [X, np.full((6, 1), 0.5, "float32")]
+    for model in inner, outer:
+        plain = revkeras.to_plain(model)
+        for found, expected in zip(plain(data), model(data), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_models_of_the_library_become_plain(tmp_path):
+    model = revkeras.models.ReversibleTransformer(
+        20, decoder_layers=2, hidden_dim=8, num_heads=2, max_length=8
+    )
+    tokens = np.ones((2, 5), "int32")
+    data = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+    plain = revkeras.to_plain(model)
+    np.testing.assert_allclose(plain(data), model(data), rtol=1e-5, atol=1e-5)
+    plain.export(tmp_path / "saved", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "saved")
+    np.testing.assert_allclose(loaded.serve(data), model(data), rtol=1e-4, atol=1e-5)
+
+
+def test_stacks_in_a_subclassed_model_stay_and_are_differentiated_plainly():
+    class Owner(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.stack = revkeras.ReversibleSequential([L.Dense(2) for _ in range(2)])
+
+        def call(self, x):
+            return self.stack(x)
+
+    model = Owner()
+    expected = model(X)
+    assert revkeras.to_plain(model) is model
+    assert model.stack.memory_mode == "none"
+    np.testing.assert_allclose(model(X), expected, rtol=1e-6)
