@@ -11,8 +11,8 @@ from revkeras.backprop.tensorflow.graph import (
     shared,
     snapshot,
 )
-from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
 from revkeras.backprop.tensorflow.layer_calls import is_same_tensor, layer_calls
+from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
 from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
 from revkeras.backprop.tensorflow.updates import offer_update, take_updated
