@@ -12,6 +12,8 @@ from tests.distribute.workers import needs_horovod, run_under_horovod, run_worke
 
 SCRIPT = Path(__file__).parent / "training.py"
 EVERY = cases.CASES | cases.MORE
+# For their costs alone. Of the wide model's biases, which start at zero, AdamW's first steps are as
+# large for a gradient's rounding as for a gradient.
 BYTES = [name for name in cases.MORE if name.startswith("bytes-")]
 # What is to be seen on several numbers of workers; the rest is on two.
 GROUPS = {
@@ -46,7 +48,8 @@ def check(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("workers", "name"), [(n, name) for n, names in GROUPS.items() for name in names]
+    ("workers", "name"),
+    [(n, name) for n, names in GROUPS.items() for name in names if name not in BYTES],
 )
 def test_same_weights_as_one_process(runs, workers, name):
     check(runs(workers), name)
