@@ -100,7 +100,7 @@ def plan(
     """Computes what each of `workers` needs to train a model at a stage of ZeRO.
 
     For optimizers that look at whole variables, such as Muon, a worker's part is as even
-    as the variables can be dealt out; here it counts as even.
+    as the variables can be dealt out; here it counts as even, in what is held and what is sent.
 
     Args:
         model: A built Keras model; or, for one that does not exist yet, a sequence of integers,

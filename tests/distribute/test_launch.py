@@ -56,7 +56,13 @@ def test_who_stops_the_launcher_stops_the_workers(how, status):
         "import sys; from revkeras.distribute.launch import launch;"
         f"sys.exit(launch([sys.executable, '-c', {worker!r}], 2))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests run in a shell's background they ignore Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     ready = sorted(process.stdout.readline() for _ in range(2))
     assert ready == ["[0] ready\n", "[1] ready\n"]
     process.send_signal(how)
