@@ -78,13 +78,13 @@ def test_normalizing_flow_trains_inverts_and_draws(tmp_path):
 
 
 def test_digits_are_learned_by_a_revnet_and_a_resnet_of_its_size(tmp_path):
-    sizes = ["--units", 1, "--width", 4, "--epochs", 2, "--seeds", 1, "--batch", 128]
+    sizes = ["--units", 1, "--width", 8, "--epochs", 8, "--seeds", 1, "--batch", 64]
     printed = run_example("train_digits.py", *sizes, "--out", tmp_path)
     assert "RevNet less ResNet" in printed
     rows = json.loads((tmp_path / "train_digits.json").read_text())
     assert rows["RevNet"]["parameters"] == pytest.approx(rows["ResNet"]["parameters"], rel=0.05)
     assert rows["RevNet"]["steps"] == rows["ResNet"]["steps"]
-    assert all(row["accuracy"][0] > 10 for row in rows.values())
+    assert all(row["accuracy"][0] > 50 for row in rows.values())
 
 
 def test_images_come_back_from_features(tmp_path):
