@@ -108,7 +108,7 @@ def repeated(function: Callable) -> Callable:
         if PossibleTapeGradientTypes(given) != POSSIBLE_GRADIENT_TYPES_NONE:
             return function(*args)
         graph = tf.compat.v1.get_default_graph()
-        key = id(graph), *(x if x is None else (x.dtype, str(x.shape)) for x in flat)
+        key = id(graph), *specs(flat)
         if key not in first:
             first[key] = function(*args)
             return first[key]
@@ -119,6 +119,11 @@ def repeated(function: Callable) -> Callable:
         )
 
     return call
+
+
+def specs(tensors: Sequence) -> tuple:
+    """The dtypes and shapes of tensors, `None` where there is none, to compare by."""
+    return tuple(x if x is None else (x.dtype, str(x.shape)) for x in tensors)
 
 
 def _copy(operation: tf.Operation, tensors: list) -> list[tf.Tensor]:

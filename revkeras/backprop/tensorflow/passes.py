@@ -20,6 +20,7 @@ from revkeras.backprop.tensorflow.graph import (
     or_zeros,
     pull_back,
     refuse_unreplayable,
+    specs,
 )
 from revkeras.debugging import checks_enabled
 from revkeras.step import Step, run_step
@@ -48,7 +49,13 @@ def passes(step: Step, carry: list, weights: list, state: list) -> Passes:
     # A message of `revkeras.debugging` names the step.
     flags = step.exact, step.settles, step.compiled, step.inference, checks_enabled() and step.name
     known = kept_by_graph("structures", dict)
-    structure = step.structure and (step.structure, _specs(values), flags)
+    lengths = tuple(len(part) for part in values)
+    structure = step.structure and (
+        step.structure,
+        lengths,
+        specs(tf.nest.flatten(values)),
+        flags,
+    )
     if structure in known:
         first, found = known[structure]
         step.packing.take_over(first.packing)
@@ -69,12 +76,6 @@ def _passes_of_same_graph(step: Step, values: tuple, flags: tuple) -> Passes:
     if (found, flags) not in known:
         known[found, flags] = _passes(step, attends="Softmax" in found.operations)
     return known[found, flags]
-
-
-def _specs(values: tuple) -> tuple:
-    tensors = tf.nest.flatten(values)
-    lengths = tuple(len(part) for part in values)
-    return lengths, tuple(x if x is None else (x.dtype, str(x.shape)) for x in tensors)
 
 
 def _all_that_differs(step: Step, with_gradient: bool = False) -> Callable:
