@@ -8,6 +8,7 @@ KERAS_CONTESTANTS = {
     "checkpoint": 'memory_mode="checkpoint"',
     "keras.remat": "keras.remat on each block",
     "none": 'memory_mode="none"',
+    "forward": "the forward pass of mode none alone",
     "keras-default": "plain Keras model, default compile",
     "keras-jit": "plain Keras model, jit_compile=True",
     "keras-optimizer": "Keras's optimizer alone, on the same weights",

@@ -117,10 +117,16 @@ def few_blocks(measurements):
     return series(measurements, "few blocks", "activation_bytes")
 
 
+def few_blocks_depths(workload):
+    """How many blocks of a stack are one block of the network, and two."""
+    kinds = WORKLOADS[workload].kinds
+    return kinds, 2 * kinds
+
+
 def memory_goals(activation, few):
     for workload in activation.workloads():
         mine = activation.median(workload, "reversible", activation.deepest(workload))
-        two = few.median(workload, "none", 2)
+        two = few.median(workload, "none", few_blocks_depths(workload)[1])
         yield Goal(
             f"{workload}: activation bytes of a deep stack, "
             "over plain training of two blocks and an output",
@@ -234,7 +240,7 @@ def few_blocks_section(measurements):
     rows = []
     for workload in few.workloads():
         deepest = activation.deepest(workload)
-        figures = [few.median(workload, "none", n) for n in (1, 2)]
+        figures = [few.median(workload, "none", n) for n in few_blocks_depths(workload)]
         figures.append(activation.median(workload, "reversible", deepest))
         megabytes = (shown(divide(value, MIB), "{:.1f}") for value in figures)
         rows.append([workload, *megabytes, str(deepest)])
@@ -247,7 +253,7 @@ def few_blocks_section(measurements):
     ]
     return f"""\
 Beside plain training of one block and of two, the least that TensorFlow's gradients of these
-blocks take:
+blocks take. A block of the transformer is attention and feed-forward, two of the stack's.
 
 {table(header, rows, 1)}
 """
@@ -269,6 +275,30 @@ def time_table(measurements):
             ]
         )
     return table(header, rows, 2)
+
+
+def recomputation_section(measurements):
+    """What any method pays that computes each block again."""
+    seconds = series(measurements, "time", "step_seconds")
+    rows = []
+    for workload in seconds.workloads():
+        depth = seconds.judged_depth(workload)
+        forward = seconds.ratio(workload, "forward", "none", depth)
+        mine = seconds.ratio(workload, "reversible", "none", depth)
+        if forward and mine:
+            figures = forward, 1 + forward, mine, mine / (1 + forward)
+            rows.append([workload, str(depth), *(shown(figure) for figure in figures)])
+    if not rows:
+        return ""
+    header = ["blocks", "depth", "forward pass over a plain step"]
+    header += ["plain step and forward pass", "reversible", "of those"]
+    return f"""\
+A reversible step computes all of the forward pass once more, since a block's whole output goes
+into the rebuilding of its input. What that alone would make of a plain step, beside what the
+reversible one takes:
+
+{table(header, rows, 1)}
+"""
 
 
 def first_step_table(measurements):
@@ -354,6 +384,7 @@ output, the peak of ordinary steps in MiB, and one set of gradients in MiB.
 
 {time_table(measurements)}
 
+{recomputation_section(measurements)}
 {first_step_section(measurements)}
 
 {failures}""".rstrip()

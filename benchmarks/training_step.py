@@ -56,7 +56,8 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 FIRST_STEP_ALONE = ("keras-default", "keras-jit", "keras-optimizer")
-STEP_CONTESTANTS = [name for name in CONTESTANTS if name not in FIRST_STEP_ALONE]
+TIME_CONTESTANTS = [name for name in CONTESTANTS if name not in FIRST_STEP_ALONE]
+MEMORY_CONTESTANTS = [name for name in TIME_CONTESTANTS if name != "forward"]
 # For the memory of the reversible libraries where none keeps masks or seeds.
 MASKLESS_CONTESTANTS = ("reversible", "none", "revlib", "memcnn", "torch")
 FIRST_STEP_CONTESTANTS = ("reversible", "none", *FIRST_STEP_ALONE)
@@ -146,7 +147,9 @@ def step_configurations(case, workloads, contestants, rounds, steps):
         if maskless and depth != max(rounds):
             continue
         batch = WORKLOADS[workload].input_shape[0]
-        competing = MASKLESS_CONTESTANTS if maskless else STEP_CONTESTANTS
+        competing = MEMORY_CONTESTANTS if case == "memory" else TIME_CONTESTANTS
+        if maskless:
+            competing = MASKLESS_CONTESTANTS
         rows += [
             Configuration(case, workload, depth, round_, contestant, batch, steps)
             for round_ in range(1 if maskless else rounds[depth])
@@ -162,7 +165,7 @@ def few_block_configurations(workloads, contestants, steps):
         Configuration("few blocks", workload, depth, 0, "none", batch, steps)
         for workload in workloads
         for batch in [WORKLOADS[workload].input_shape[0]]
-        for depth in (1, 2)
+        for depth in report.few_blocks_depths(workload)
         if "none" in contestants
     ]
 

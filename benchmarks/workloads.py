@@ -19,6 +19,7 @@ class Workload:
     input_shape: tuple[int, ...]  # with the batch
     blocks: str
     dropout: float = 0.0
+    kinds: int = 1  # of blocks, in turn; a network's block is one of each
 
     @property
     def stream_channels(self):
@@ -56,6 +57,7 @@ WORKLOADS = {
             (1, 1024, 256),
             "in turn LayerNormalization, self-attention of 4 heads, and LayerNormalization, "
             "Dense(512), GELU, Dense(128)",
+            kinds=2,
         ),
     )
 }

@@ -208,6 +208,21 @@ def test_plain_training_of_a_few_blocks():
     rows = training_step.few_block_configurations(["dense"], ["none", "reversible"], 5)
     assert [(row.contestant, row.depth) for row in rows] == [("none", 1), ("none", 2)]
     assert not training_step.few_block_configurations(["dense"], ["reversible"], 5)
+    rows = training_step.few_block_configurations(["transformer"], ["none"], 5)
+    assert [row.depth for row in rows] == [2, 4]  # attention and feed-forward are a block
+
+
+def test_what_recomputation_alone_costs():
+    found = [timed("none", 64, 2.0), timed("forward", 64, 1.0), timed("reversible", 64, 2.4)]
+    assert "| dense | 64 | 0.50 | 1.50 | 1.20 | 0.80 |" in report.recomputation_section(found)
+    assert not report.recomputation_section(found[::2])
+    assert "forward" in {row.contestant for row in rows_of("time", "dense")}
+    assert "forward" not in {row.contestant for row in rows_of("memory", "dense")}
+
+
+def rows_of(case, workload):
+    contestants = list(training_step.CONTESTANTS)
+    return training_step.step_configurations(case, [workload], contestants, {8: 1}, 5)
 
 
 def test_gradients_stay_visible():
