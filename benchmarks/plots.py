@@ -8,6 +8,7 @@ STYLES = {
     "checkpoint": ("#009e73", "s", "-"),
     "keras.remat": ("#e69f00", "^", "-"),
     "none": ("#555555", "D", "-"),
+    "forward": ("#f0e442", "*", ":"),
     "keras-default": ("#cc79a7", "v", "-"),
     "keras-jit": ("#d55e00", "P", "-"),
     "keras-optimizer": ("#000000", ".", ":"),

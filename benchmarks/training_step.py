@@ -228,6 +228,16 @@ def write(results, out):
     return text
 
 
+def resumed(results, out):
+    """What a run that was stopped has found, if it was on the same machine."""
+    found = json.loads((out / "benchmark.json").read_text())
+    if found["machine"] != results.machine:
+        raise SystemExit(f"{out / 'benchmark.json'}: measured on another machine.")
+    measurements = [from_values(values) for values in found["measurements"]]
+    kept = {name: found[name] for name in ("date", "versions", "seconds")}
+    return dataclasses.replace(results, measurements=measurements, **kept)
+
+
 def run(arguments):
     start = time.perf_counter()
     schedule = QUICK if arguments.quick else FULL
@@ -243,7 +253,13 @@ def run(arguments):
         *first_step_configurations(first_contestants, first_rounds),
     ]
     results = report.Results(datetime.date.today().isoformat(), machine.describe())
+    if arguments.resume:
+        results = resumed(results, arguments.out)
+        start -= results.seconds
+    measured = {m.configuration for m in results.measurements}
     for number, c in enumerate(rows, 1):
+        if c in measured:
+            continue
         line = f"[{number}/{len(rows)}] {c.case}, {c.workload}, {c.depth} blocks, {c.contestant}: "
         if slow_at_less_depth(c, results.measurements):
             print(f"{line}left out, took over {SLOW_FIRST_STEP_SECONDS} s at less depth")
@@ -307,6 +323,9 @@ def parse_arguments(argv=None):
         help="the Python that has PyTorch, RevLib and MemCNN",
     )
     parser.add_argument("--docs", type=Path, help="a page to write the tables into")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a run that was stopped, from `--out`"
+    )
     parser.add_argument("--measure", metavar="JSON", help="measure one configuration, here")
     parsed = parser.parse_args(argv)
     if not parsed.pytorch_python.exists() and not parsed.measure:

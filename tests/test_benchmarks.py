@@ -9,7 +9,9 @@ from pathlib import Path
 import distributed
 import fresh_process
 import fused_update
+import machine
 import offload
+import plots
 import pytest
 import report
 import training_step
@@ -218,6 +220,21 @@ def test_what_recomputation_alone_costs():
     assert not report.recomputation_section(found[::2])
     assert "forward" in {row.contestant for row in rows_of("time", "dense")}
     assert "forward" not in {row.contestant for row in rows_of("memory", "dense")}
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    found = [timed("none", 8, 2.0), timed("reversible", 8, 2.4)]
+    here = report.Results("2026-01-01", machine.describe(), {"keras": "3"}, 60.0, found)
+    training_step.write(here, tmp_path)
+    started = report.Results("2026-01-02", machine.describe())
+    assert training_step.resumed(started, tmp_path) == here
+    elsewhere = report.Results("2026-01-02", {**machine.describe(), "cores": 1000})
+    with pytest.raises(SystemExit, match="another machine"):
+        training_step.resumed(elsewhere, tmp_path)
+
+
+def test_every_contestant_can_be_plotted():
+    assert set(plots.STYLES) == set(training_step.CONTESTANTS)
 
 
 def rows_of(case, workload):

@@ -129,8 +129,9 @@ def _rewritten(graph: keras.Model, blocks: dict[int, tuple[MomentumRun, int]]) -
             inside = {id(x) for x in _operations(inner)}
             stacks = any(isinstance(x, ReversibleSequential) for x in _operations(inner))
             if stacks or inside & set(blocks):
-                layer = rewritten.setdefault(id(layer), None) or _rewritten(inner, blocks)
-                rewritten[id(layer)] = layer
+                if id(layer) not in rewritten:
+                    rewritten[id(layer)] = _rewritten(inner, blocks)
+                layer = rewritten[id(layer)]
         return layer(*args, **kwargs)
 
     rewritten: dict[int, Any] = {}

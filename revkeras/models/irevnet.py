@@ -92,9 +92,9 @@ def IRevNet(
     channels, to the features. Where the image is halved its positions move into the
     channels, so nothing is lost: features
     have as many elements as the image, and `model.inverse(features)` gives the
-    image back. A block is three 3 x 3 convolutions with a bottleneck between. The
-    default is the paper's 300 layers for ImageNet; `IRevNet((18, 18, 18), (1, 2, 2),
-    input_shape=(32, 32, 3), initial_downsampling=True, classes=10)` is that for CIFAR.
+    image back. A block is a bottleneck of 1 x 1, 3 x 3 and 1 x 1 convolutions. The
+    default is the paper's for ImageNet, of 300 layers and 29 million parameters;
+    `IRevNet((18, 18, 18), (1, 2, 2), input_shape=(32, 32, 3), classes=10)` is that for CIFAR.
 
     Kernels are initialized as in Keras, but for the last one of a block, which is
     scaled by the root of the number of blocks: features then are no larger than
@@ -182,20 +182,20 @@ def _block(
     layers = [DepthToSpace()] if halves else []
     if not first:
         layers += [normalize(), keras.layers.ReLU()]
-    layers += [_convolution(inside, 2 if halves else 1), normalize(), keras.layers.ReLU()]
-    layers.append(_convolution(inside))
+    layers += [_convolution(inside, 1), normalize(), keras.layers.ReLU()]
+    layers.append(_convolution(inside, 3, 2 if halves else 1))
     if dropout:
         layers.append(keras.layers.Dropout(dropout))
     layers += [normalize(), keras.layers.ReLU()]
     scaled = keras.initializers.VarianceScaling(1 / depth, "fan_avg", "uniform")
-    return keras.Sequential([*layers, _convolution(channels, initializer=scaled)])
+    return keras.Sequential([*layers, _convolution(channels, 1, initializer=scaled)])
 
 
 def _convolution(
-    channels: int, stride: int = 1, initializer: Any = "glorot_uniform"
+    channels: int, size: int, stride: int = 1, initializer: Any = "glorot_uniform"
 ) -> keras.layers.Conv2D:
     return keras.layers.Conv2D(
-        channels, 3, stride, padding="same", use_bias=False, kernel_initializer=initializer
+        channels, size, stride, padding="same", use_bias=False, kernel_initializer=initializer
     )
 
 

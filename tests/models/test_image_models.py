@@ -82,18 +82,19 @@ def test_rev_vit_has_the_papers_parameters(size, millions):
     assert round(parameters(lambda: models.RevViT(size)) / 1e6, 2) == millions
 
 
-def test_irevnet_has_the_parameters_of_the_authors_network():
-    """Of 300 layers; each count is written down from the shapes of the published network."""
+def test_irevnet_has_the_papers_parameters():
+    """29 million, of 300 layers; the count is written down from the paper's shapes too."""
     expected, channels, first = 0, 6, True
     for width, blocks in (24, 6), (96, 16), (384, 72), (1536, 6):
         for _ in range(blocks):
             inside = width // 4
             normalized = [inside, inside] if first else [channels, inside, inside]
-            expected += 9 * (channels * inside + inside * inside + inside * width)
+            expected += channels * inside + 9 * inside * inside + inside * width
             expected += 2 * sum(normalized)
             channels, first = width, False
     expected += 2 * 2 * channels + 2 * channels * 1000 + 1000
     assert parameters(models.IRevNet) == expected
+    assert round(expected / 1e6) == 29
 
 
 def test_momentum_net_has_the_parameters_of_its_functions_and_its_top():

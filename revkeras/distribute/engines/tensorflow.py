@@ -11,15 +11,14 @@ from tensorflow.python.ops import gen_collective_ops
 
 from revkeras.distribute import membership
 from revkeras.distribute.cluster import Cluster
-from revkeras.distribute.engines.ordering import Order, size_in_bytes
-from revkeras.distribute.engines.wire import copyable, from_copy, is_16_bit, mean_of, to_wire
+from revkeras.distribute.engines.collectives import Collectives
 
 _GROUP = 1
-_MERGES = {"sum": "Add", "mean": "Add", "max": "Max", "min": "Min"}
+_MERGES = {"sum": "Add", "max": "Max", "min": "Min"}
 _ANY_NUMBER = 2**16
 
 
-class TensorFlowEngine:
+class TensorFlowEngine(Collectives):
     """The verbs of an engine on TensorFlow's collective operations, over gRPC.
 
     Args:
@@ -40,103 +39,45 @@ class TensorFlowEngine:
                 "workers, in TF_CONFIG or from SLURM; the environment has none. On one machine, "
                 "start the script by `python -m revkeras.distribute.launch --workers N script.py`."
             )
-        self.rank, self.size = cluster.rank, cluster.size
         self._membership = membership.join(cluster)
         _start_server(cluster)
         self._membership.on_failure(_abort)
-        gpus = tf.config.list_physical_devices("GPU")
-        self._device = "GPU:0" if gpus else "CPU:0"
-        self._has_reduce_scatter = bool(gpus)
-        self._order = Order()
+        super().__init__(cluster.rank, cluster.size)
+        self._has_gpu = bool(tf.config.list_physical_devices("GPU"))
+        self.device = "GPU:0" if self._has_gpu else "CPU:0"
         self._numbers: dict[tuple, int] = {}
-
-    def all_reduce(self, x: tf.Tensor, op: str = "sum") -> tf.Tensor:
-        if op not in _MERGES:
-            raise ValueError(
-                f"Invalid value for argument `op`: expected one of {tuple(_MERGES)}, received "
-                f"op={op!r}."
-            )
-        x = tf.convert_to_tensor(x)
-        wire = to_wire(x)
-
-        def collective(key):
-            return gen_collective_ops.collective_reduce_v2(
-                wire, self.size, _GROUP, key, [], _MERGES[op], "Id"
-            )
-
-        reduced = self._run(f"reduce_{op}", collective, wire, 2 * self._others_share(wire))
-        if op == "mean":
-            reduced = mean_of(reduced, self.size)
-        return tf.ensure_shape(tf.cast(reduced, x.dtype), x.shape)
-
-    def reduce_scatter(self, x: tf.Tensor) -> tf.Tensor:
-        x = tf.convert_to_tensor(x)
-        wire = to_wire(x)
-
-        def collective(key):
-            if self._has_reduce_scatter:
-                return gen_collective_ops.collective_reduce_scatter_v2(
-                    wire, self.size, _GROUP, key, [], "Add", "Id", communication_hint="nccl"
-                )
-            # The CPU has no such kernel. An all-to-all moves as many bytes, an all-reduce twice.
-            slices = tf.reshape(wire, [self.size, -1])
-            return gen_collective_ops.collective_all_to_all_v2(slices, self.size, _GROUP, key, [])
-
-        received = self._run("reduce_scatter", collective, wire, self._others_share(wire))
-        if self._has_reduce_scatter or received is wire:
-            return tf.cast(received, x.dtype)
-        if is_16_bit(x.dtype):
-            received = tf.cast(received, tf.float32)
-        return tf.cast(tf.reduce_sum(received, axis=0), x.dtype)
-
-    def all_gather(self, x: tf.Tensor) -> tf.Tensor:
-        x = tf.convert_to_tensor(x)
-        wire = copyable(to_wire(x))
-
-        def collective(key):
-            return gen_collective_ops.collective_gather_v2(wire, self.size, _GROUP, key, [])
-
-        sent = (self.size - 1) * size_in_bytes(wire)
-        return from_copy(self._run("all_gather", collective, wire, sent), x.dtype)
-
-    def broadcast(self, x: tf.Tensor, root: int = 0) -> tf.Tensor:
-        x = tf.convert_to_tensor(x)
-        wire = copyable(to_wire(x))
-
-        def collective(key):
-            if self.rank == root:
-                return gen_collective_ops.collective_bcast_send_v2(wire, self.size, _GROUP, key)
-            return gen_collective_ops.collective_bcast_recv_v2(
-                self.size, _GROUP, key, tf.shape(wire), wire.dtype
-            )
-
-        # The root's bytes reach all others along a tree: this is the mean over the ranks.
-        received = self._run(f"broadcast_{root}", collective, wire, self._others_share(wire))
-        return tf.ensure_shape(from_copy(received, x.dtype), x.shape)
-
-    def barrier(self) -> None:
-        self.all_reduce(tf.zeros([self.size], tf.int32))
-
-    def bytes_sent(self) -> int:
-        return self._order.bytes_sent()
 
     def close(self) -> None:
         """Waits for all workers and takes leave; the runtime itself ends with the process."""
         self.barrier()
         self._membership.close()
 
-    def _run(
-        self,
-        verb: str,
-        collective: Callable[[int | tf.Tensor], tf.Tensor],
-        wire: tf.Tensor,
-        sent: tf.Tensor | int,
-    ) -> tf.Tensor:
-        if wire.shape.num_elements() == 0:  # some of the kernels end the process
-            return wire
-        key = self._key(verb, wire)
-        with tf.device(self._device):
-            return self._order.run(lambda: collective(key), sent)
+    def _reduce(self, wire: tf.Tensor, op: str, key: int | tf.Tensor) -> tf.Tensor:
+        return gen_collective_ops.collective_reduce_v2(
+            wire, self.size, _GROUP, key, [], _MERGES[op], "Id"
+        )
+
+    def _gather(self, wire: tf.Tensor, key: int | tf.Tensor) -> tf.Tensor:
+        return gen_collective_ops.collective_gather_v2(wire, self.size, _GROUP, key, [])
+
+    def _send(self, wire: tf.Tensor, root: int, key: int | tf.Tensor) -> tf.Tensor:
+        if self.rank == root:
+            return gen_collective_ops.collective_bcast_send_v2(wire, self.size, _GROUP, key)
+        return gen_collective_ops.collective_bcast_recv_v2(
+            self.size, _GROUP, key, tf.shape(wire), wire.dtype
+        )
+
+    def _exchange(self, wire: tf.Tensor, key: int | tf.Tensor) -> tf.Tensor:
+        slices = tf.reshape(wire, [self.size, -1])
+        return gen_collective_ops.collective_all_to_all_v2(slices, self.size, _GROUP, key, [])
+
+    def _scatter_kernel(self, wire: tf.Tensor) -> Callable | None:
+        return self._scatter if self._has_gpu else None  # the CPU has no such kernel
+
+    def _scatter(self, wire: tf.Tensor, key: int | tf.Tensor) -> tf.Tensor:
+        return gen_collective_ops.collective_reduce_scatter_v2(
+            wire, self.size, _GROUP, key, [], "Add", "Id", communication_hint="nccl"
+        )
 
     def _key(self, verb: str, wire: tf.Tensor) -> int | tf.Tensor:
         """The number by which TensorFlow knows the same collective on all workers.
@@ -159,9 +100,6 @@ class TensorFlowEngine:
                 number += 1
             self._numbers[signature] = number
         return self._numbers[signature]
-
-    def _others_share(self, x: tf.Tensor) -> tf.Tensor | int:
-        return size_in_bytes(x) * (self.size - 1) // self.size
 
 
 def slurm_addresses() -> list[str]:
