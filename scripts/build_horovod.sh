@@ -28,7 +28,9 @@ installed_version() {
     "$python" - "$VERSION" <<'PYTHON' 2>/dev/null
 import sys
 import horovod, horovod.tensorflow
-sys.exit(horovod.__version__ != sys.argv[1])
+from tensorflow.python.framework import op_def_registry
+as_patched = op_def_registry.get("HorovodAllreduce").is_stateful
+sys.exit(horovod.__version__ != sys.argv[1] or not as_patched)
 PYTHON
 }
 
@@ -47,7 +49,7 @@ if installed_version; then
 fi
 
 pip install "${REQUIREMENTS[@]}"
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/revkeras/horovod/horovod-$VERSION-tensorflow-$tensorflow-$abi
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/revkeras/horovod/horovod-$VERSION-stateful-tensorflow-$tensorflow-$abi
 mkdir -p "$cache"
 wheel=$(find "$cache" -name '*.whl' | head -n 1)
 
@@ -66,6 +68,10 @@ if [ -z "$wheel" ]; then
     source=$work/horovod-$VERSION
     # Its XLA operations use an interface that TensorFlow no longer has.
     sed -i '/xla_mpi_ops\.cc/d' "$source/horovod/tensorflow/CMakeLists.txt"
+    # TensorFlow takes operations that are not stateful for pure functions: it ran one on a constant
+    # while it optimized the graph, and left one out whose result nobody read, on one worker of three.
+    sed -i -E 's/^REGISTER_OP\("Horovod(Grouped)?(All(reduce|gather|toall)|Reducescatter|Broadcast)"\)$/&.SetIsStateful()/' \
+        "$source/horovod/tensorflow/mpi_ops.cc"
     # TensorFlow's headers include these two as if they stood beside them. CMake 4 refuses the policies
     # of the sources that come with Horovod, and GCC 13 no longer includes <cstdint> for them.
     CPATH=$include/external/highwayhash:$include/external/farmhash_archive/src${CPATH:+:$CPATH} \
@@ -81,7 +87,7 @@ if [ -z "$wheel" ]; then
     wheel=$(find "$cache" -name '*.whl' | head -n 1)
 fi
 
-pip install --no-deps "$wheel"
+pip install --no-deps --force-reinstall "$wheel"
 installed_version || fail "Horovod was installed from $wheel, and cannot be imported:" \
     "$("$python" -c 'import horovod.tensorflow' 2>&1 | tail -n 3)"
 echo "Horovod $VERSION is installed for $python."

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 import tensorflow as tf
+from tensorflow.python.framework import op_def_registry
 
 from revkeras.distribute import meeting, membership
 from revkeras.distribute.cluster import Cluster
@@ -30,7 +31,7 @@ class HorovodEngine(Collectives):
         cluster: What Horovod's launcher left in the environment, as a `Cluster`.
 
     Raises:
-        ImportError: if Horovod cannot be imported.
+        ImportError: if Horovod cannot be imported, or was not built for this.
         RuntimeError: if a worker cannot be reached.
     """
 
@@ -41,6 +42,13 @@ class HorovodEngine(Collectives):
             raise ImportError(
                 "Invalid value for argument `engine`: 'horovod' needs Horovod, which cannot be "
                 f"imported: {_missing}. `scripts/build_horovod.sh PYTHON` builds and installs it."
+            )
+        if not op_def_registry.get("HorovodAllreduce").is_stateful:
+            raise ImportError(
+                "Invalid value for argument `engine`: 'horovod' needs a Horovod whose operations "
+                "are stateful: TensorFlow takes others for pure functions, leaves some of them out "
+                "on some workers, and the rest wait forever. Expected the one that "
+                "`scripts/build_horovod.sh PYTHON` builds and installs."
             )
         hvd.init()
         super().__init__(hvd.rank(), hvd.size())

@@ -93,6 +93,23 @@ def check_control_flow():
     equal(loop(tf.ones([2])), np.full(2 * size, (1.0 + size) ** 2), "loop")
 
 
+def check_what_one_worker_could_do_without():
+    """A graph's optimizer sees one worker: it folds what is constant, drops what nobody reads."""
+    idle = rank == size - 1
+
+    @tf.function
+    def step(x):
+        own = engine.reduce_scatter(x)
+        if idle:
+            own = tf.zeros([2])
+        return engine.all_gather(own), engine.all_reduce(tf.zeros([3]) if idle else x[:3])
+
+    for _ in range(2):
+        gathered, total = step(tf.ones([2 * size]))
+        equal(gathered, np.repeat([size] * (size - 1) + [0], 2), "gathered")
+        equal(total, np.full(3, size - 1), "total")
+
+
 def check_bytes_sent():
     """As many as the best algorithm has to send, and counted where a collective runs."""
     share = (size - 1) / size
@@ -113,6 +130,7 @@ for check in (
     check_shapes_known_at_run_time,
     check_one_worker_traces_more_than_others,
     check_control_flow,
+    check_what_one_worker_could_do_without,
     check_bytes_sent,
 ):
     check()
