@@ -74,7 +74,7 @@ class Collectives(abc.ABC):
         return tf.ensure_shape(tf.cast(reduced, x.dtype), x.shape)
 
     def reduce_scatter(self, x: tf.Tensor) -> tf.Tensor:
-        """This rank's one of N equal slices of the ranks' sum."""
+        """This rank's one of N equal slices of the sum of the ranks' flat tensors."""
         x = tf.convert_to_tensor(x)
         if x.shape.num_elements() == 0:
             return x
@@ -82,14 +82,14 @@ class Collectives(abc.ABC):
         sent = self._others_share(wire)
         if kernel := self._scatter_kernel(wire):
             scattered = self._run("reduce_scatter", wire, sent, lambda key: kernel(wire, key))
-            return tf.cast(scattered, x.dtype)
+            return _of_length(tf.cast(scattered, x.dtype), x, 1 / self.size)
         # An all-to-all moves as many bytes as a reduce-scatter, where an all-reduce moves twice.
         wire = copyable(wire)
         received = self._run("all_to_all", wire, sent, lambda key: self._exchange(wire, key))
         slices = tf.reshape(from_copy(received, x.dtype), [self.size, -1])
         if is_16_bit(x.dtype):
             slices = tf.cast(slices, tf.float32)
-        return tf.cast(tf.reduce_sum(slices, axis=0), x.dtype)
+        return _of_length(tf.cast(tf.reduce_sum(slices, axis=0), x.dtype), x, 1 / self.size)
 
     def all_gather(self, x: tf.Tensor) -> tf.Tensor:
         """The ranks' tensors, one behind the other."""
@@ -97,7 +97,7 @@ class Collectives(abc.ABC):
         wire = copyable(to_wire(x))
         sent = (self.size - 1) * size_in_bytes(wire)
         gathered = self._run("all_gather", wire, sent, lambda key: self._gather(wire, key))
-        return from_copy(gathered, x.dtype)
+        return _of_length(from_copy(gathered, x.dtype), x, self.size)
 
     def broadcast(self, x: tf.Tensor, root: int = 0) -> tf.Tensor:
         """The tensor of rank `root`."""
@@ -129,3 +129,15 @@ class Collectives(abc.ABC):
 
     def _others_share(self, x: tf.Tensor) -> tf.Tensor | int:
         return size_in_bytes(x) * (self.size - 1) // self.size
+
+
+def _of_length(result: tf.Tensor, x: tf.Tensor, times: float) -> tf.Tensor:
+    """`result`, known to be `times` as long as `x`.
+
+    Keys of collectives have shapes in them. Kernels do not tell those of their results, and a
+    worker that knew them from elsewhere waited for the others under another key.
+    """
+    length = x.shape[0]
+    return tf.ensure_shape(
+        result, [None if length is None else round(length * times), *x.shape[1:]]
+    )
