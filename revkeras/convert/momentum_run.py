@@ -290,10 +290,10 @@ class _Config:
         if self.run in _WRITTEN.get():
             return self.before()
         raise TypeError(
-            f"{self.run.name_of(self.index)} is a part of a momentum network, and a copy that "
-            "`keras.models.clone_model` or its config alone makes would not be. Copy the whole "
-            "model with `copy.deepcopy(model)` or `type(model).from_config(model.get_config())`, "
-            "or clone it before it is converted."
+            f"{self.run.name_of(self.index)} is a part of a momentum network, and what is "
+            "made of its config alone, as by `keras.models.clone_model`, would not be. Save or "
+            "copy the model that was converted, with `copy.deepcopy(model)` or "
+            "`type(model).from_config(model.get_config())`, or clone it before it is converted."
         )
 
 

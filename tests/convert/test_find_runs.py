@@ -72,6 +72,10 @@ def test_names_take_blocks_that_are_not_equal_or_not_residual():
             "is called more than once",
         ),
         (lambda: sequential(1), "no two layers that are alike"),
+        (
+            lambda: chain([Block(name="a"), Block(name="b", activity_regularizer="l2")]),
+            "has an activity regularizer of its own",
+        ),
     ],
 )
 def test_a_model_without_a_run(model, reason):
@@ -219,10 +223,6 @@ class Lone(Block):
             "is called on several tensors in one argument",
         ),
         (lambda: Loop(Lone, lambda block, x: block(x)[0]), "returns a tuple of one tensor"),
-        (
-            lambda: Loop(Block, lambda block, x: block(x), activity_regularizer="l2"),
-            "has an activity regularizer of its own",
-        ),
     ],
 )
 def test_blocks_that_are_called_in_ways_a_run_is_not(model, reason):

@@ -187,7 +187,9 @@ def test_momentum_net_is_a_residual_network_for_a_small_beta():
         lambda: models.RevViT(
             input_shape=(32, 32, 3), classes=np.int64(3), patch_size=np.int64(16)
         ),
-        lambda: models.IRevNet((np.int64(1),), (2,), True, (16, 16, 3), classes=np.int64(3)),
+        lambda: models.IRevNet(
+            (np.int64(1),), (2,), True, (16, 16, 3), None, np.int64(3), bottleneck=np.int64(4)
+        ),
         lambda: models.MomentumNet([keras.layers.Dense(4)], True, (4,), np.int64(3)),
     ],
     ids=["revnet", "rev_vit", "irevnet", "momentum_net"],
