@@ -79,14 +79,15 @@ def named_runs(model: keras.Model, names: Any) -> list[FoundRun]:
             f"layers={list(names)}."
         )
     traces = _traces(model, blocks)
-    if isinstance(traces, str):
-        return [FoundRun(blocks, None)]
+    known = not isinstance(traces, str)
     for block in blocks:
-        if reason := _unfit(block, traces, residual=False):
+        if reason := _unfit(block, traces if known else [], residual=False):
             raise ValueError(
                 f"Invalid value for argument `layers`: '{block.name}' (of type "
                 f"{type(block).__name__}) {reason}."
             )
+    if not known:
+        return [FoundRun(blocks, None)]
     chains = _chains(blocks, traces)
     if alone := [chain[0].name for chain in chains if len(chain) < 2]:
         raise ValueError(

@@ -146,9 +146,7 @@ class MomentumModel:
             for run in self.momentum_runs
         ]
         with written(self.momentum_runs), self._as_it_was():
-            model = keras.saving.serialize_keras_object(self)
-        model.pop("compile_config", None)  # the converted model has it
-        return {"model": model, "runs": runs}
+            return {"model": keras.saving.serialize_keras_object(self), "runs": runs}
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> keras.Model:
@@ -180,7 +178,9 @@ class SavedMomentumModel:
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> keras.Model:
-        model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
+        # The converted model is compiled, where that is asked for.
+        original = {k: v for k, v in config["model"].items() if k != "compile_config"}
+        model = keras.saving.deserialize_keras_object(original, custom_objects)
         layers = list(model._flatten_layers())
         for run in config["runs"]:
             blocks = [layers[place] if place < len(layers) else None for place, _ in run["blocks"]]

@@ -234,8 +234,9 @@ class ModelCall:
                     f"{name} is in the middle of a momentum network, which is computed as a whole, "
                     "and expected its output to be read by the next block alone. This call of the "
                     "model reads it too, which the calls that the model was converted for did not. "
-                    "Get the model back with `revkeras.to_plain(model)`, and convert it with "
-                    "`layers` that leave out each block behind an output that is read."
+                    "Convert the original with `layers` that leave out each block behind an output "
+                    "that is read, or call `revkeras.to_plain(model)`: each block returns its own "
+                    "output then."
                 )
 
 

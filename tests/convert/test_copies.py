@@ -66,6 +66,13 @@ def test_a_model_of_the_same_layers_computes_block_by_block():
     )
 
 
+def test_a_model_of_a_part_is_not_saved_as_what_it_is_not(tmp_path):
+    model = converted("functional")
+    part = keras.Model(model.input, model.get_layer("block_1").output)
+    with pytest.raises(TypeError, match="'block_0' .*Save or copy the model that was converted"):
+        part.save(tmp_path / "m.keras")
+
+
 def test_loaded_without_compiling(tmp_path):
     def own_loss(y_true, y_pred):
         return keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1)

@@ -54,6 +54,8 @@ def test_outputs_returned_in_a_mode_that_was_not_traced(in_graph):
     with pytest.raises(ValueError, match="'block_0'.*is in the middle.*leave out each block"):
         call(X, mode="all")
     call(X)
+    _, read = revkeras.to_plain(model)(X, mode="all")
+    assert len({y.numpy().tobytes() for y in read}) == 3
 
 
 def test_what_a_graph_computes_of_them():
