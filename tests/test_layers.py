@@ -403,6 +403,12 @@ BAD_ARGUMENTS = [
 ]
 
 
+def test_a_block_size_of_numpy():
+    layer = SpaceToDepth(np.int64(2))
+    assert type(layer.get_config()["block_size"]) is int
+    assert layer(np.ones((1, 4, 4, 3))).shape == (1, 2, 2, 12)
+
+
 def test_bad_arguments():
     for make, message in BAD_ARGUMENTS:
         with pytest.raises(ValueError, match=message):

@@ -1,12 +1,19 @@
 """Where a model has runs of equal residual blocks."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 
 from revkeras import backprop
+from revkeras.call_arguments import required_arguments
+
+# A trace: by the layers' identities, their calls in one mode of the model.
+Trace = dict[int, list]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +37,15 @@ def find_runs(model: keras.Model) -> list[FoundRun]:
         ValueError: if there are none; it tells what was looked at.
     """
     kinds = _kinds(model)
-    calls = _calls(model, [x for kind in kinds for x in kind])
-    if isinstance(calls, str):
+    traces = _traces(model, [x for kind in kinds for x in kind])
+    if isinstance(traces, str):
         raise ValueError(
             f"Model '{model.name}' could not be traced to look for runs of residual blocks: "
-            f"{calls} Pass the names of a run's blocks as `layers`, in the order of their calls."
+            f"{traces} Pass the names of a run's blocks as `layers`, in the order of their calls."
         )
     runs, looked_at = [], []
     for kind in kinds:
-        found, reason = _runs_of(kind, calls)
+        found, reason = _runs_of(kind, traces)
         runs.extend(found)
         looked_at.append(f"{_describe(kind)}: {reason}")
     inside = {id(inner) for run in runs for x in run.blocks for inner in _inner(x)}
@@ -71,43 +78,52 @@ def named_runs(model: keras.Model, names: Any) -> list[FoundRun]:
             "Invalid value for argument `layers`: expected each name once, received "
             f"layers={list(names)}."
         )
-    calls = _calls(model, blocks)
-    if isinstance(calls, str):
-        return [FoundRun(blocks, None)]
-    by_layer = _by_layer(calls)
+    traces = _traces(model, blocks)
+    known = not isinstance(traces, str)
     for block in blocks:
-        if reason := _unfit(by_layer.get(id(block), []), residual=False):
+        if reason := _unfit(block, traces if known else [], residual=False):
             raise ValueError(
                 f"Invalid value for argument `layers`: '{block.name}' (of type "
                 f"{type(block).__name__}) {reason}."
             )
-    chains = _chains([by_layer[id(block)][0] for block in blocks])
-    if alone := [chain[0].layer.name for chain in chains if len(chain) < 2]:
+    if not known:
+        return [FoundRun(blocks, None)]
+    chains = _chains(blocks, traces)
+    if alone := [chain[0].name for chain in chains if len(chain) < 2]:
         raise ValueError(
             "Invalid value for argument `layers`: expected blocks each of which is called on the "
             "output of the one before it, with the same further arguments, and that nothing else "
             f"reads; {alone} stand alone."
         )
-    return [_as_run(chain) for chain in chains]
+    return [_as_run(chain, traces) for chain in chains]
 
 
-def _runs_of(kind: list, calls: list) -> tuple[list[FoundRun], str]:
+def _runs_of(kind: list, traces: list[Trace]) -> tuple[list[FoundRun], str]:
     """The runs among layers that are alike, and why there are no more."""
-    by_layer = _by_layer(calls)
-    own = [by_layer.get(id(x), []) for x in kind]
-    reasons = {_unfit(c, residual=True) for c in own} - {None}
-    fit = [c[0] for c in own if not _unfit(c, residual=True)]
-    chains = [chain for chain in _chains(fit) if len(chain) > 1]
+    unfit = {id(x): _unfit(x, traces, residual=True) for x in kind}
+    reasons = set(unfit.values()) - {None}
+    fit = [x for x in kind if not unfit[id(x)]]
+    chains = [chain for chain in _chains(fit, traces) if len(chain) > 1]
     if fit and not chains:
         reasons.add(
             "is not called on the output of another one with the same further arguments, or "
             "something else reads that output"
         )
-    return [_as_run(chain) for chain in chains], "; ".join(sorted(reasons)) or "taken"
+    return [_as_run(chain, traces) for chain in chains], "; ".join(sorted(reasons)) or "taken"
 
 
-def _unfit(calls: list, residual: bool) -> str | None:
-    """Why a layer with these calls cannot be a block of a run."""
+def _unfit(layer: keras.layers.Layer, traces: list[Trace], residual: bool) -> str | None:
+    """Why a layer cannot be a block of a run."""
+    if layer.activity_regularizer is not None:  # which both the block and the run would add
+        return "has an activity regularizer of its own"
+    reasons = (_unfit_calls(trace.get(id(layer), []), residual) for trace in traces)
+    return next((reason for reason in reasons if reason), None)
+
+
+def _unfit_calls(calls: list, residual: bool) -> str | None:
+    """Why a layer with these calls in one trace cannot be a block of a run."""
+    if obstacle := next((call.obstacle for call in calls if call.obstacle), None):
+        return obstacle
     if len(calls) != 1:
         return "is not called" if not calls else "is called more than once"
     (call,) = calls
@@ -116,28 +132,44 @@ def _unfit(calls: list, residual: bool) -> str | None:
         return f"changes the shape {source} to {output}"
     if call.source.dtype != call.output.dtype:
         return f"changes the dtype {call.source.dtype.name} to {call.output.dtype.name}"
+    if call.returned == 1:
+        return "returns a tuple of one tensor instead of the tensor"
     if residual and not call.adds_input:
         return "adds nothing to its input"
     return None
 
 
-def _chains(calls: list) -> list[list]:
-    """The calls in order, cut where one does not go on from the one before it alone."""
-    order = sorted(calls, key=lambda call: call.read_from)
-    chains = [order[:1]] if order else []
-    for before, call in zip(order, order[1:]):
-        start, stop = call.read_from
-        follows = (
-            call.source is before.output
-            and not before.leaves
-            and all(start <= reader < stop for reader in before.readers)
-            and same_arguments(call.arguments, before.arguments)
-        )
-        if follows:
-            chains[-1].append(call)
-        else:
-            chains.append([call])
+def _chains(layers: Iterable[keras.layers.Layer], traces: list[Trace]) -> list[list]:
+    """The layers in chains: each goes on from the one before it, alone, in all traces."""
+    first, *_ = traces
+    by_id = {id(x): x for x in sorted(layers, key=lambda x: first[id(x)][0].read_from)}
+    links = [set(_links(by_id, trace)) for trace in traces]
+    after = dict(set.intersection(*links))
+    chains = [[x] for i, x in by_id.items() if i not in set(after.values())]
+    for chain in chains:
+        while (last := id(chain[-1])) in after:
+            chain.append(by_id[after[last]])
     return chains
+
+
+def _links(layers: Iterable[int], trace: Trace) -> Iterator[tuple[int, int]]:
+    """Of these layers, those pairs of which the second goes on from the first alone."""
+    calls = [trace[i][0] for i in layers]
+    of_output = {id(call.output): call for call in calls}
+    for call in calls:
+        before = of_output.get(id(call.source))
+        if before is not None and before is not call and _follows(call, before):
+            yield id(before.layer), id(call.layer)
+
+
+def _follows(call: Any, before: Any) -> bool:
+    start, stop = call.read_from
+    return (
+        not before.leaves
+        and all(start <= reader < stop for reader in before.readers)
+        and call.returned == before.returned
+        and same_arguments(call.arguments, before.arguments)
+    )
 
 
 def same_arguments(a: dict, b: dict) -> bool:
@@ -155,16 +187,9 @@ def _is_same(a: Any, b: Any) -> bool:
     )
 
 
-def _as_run(chain: list) -> FoundRun:
-    names = frozenset(name for call in chain for name in call.arguments)
-    return FoundRun([call.layer for call in chain], names)
-
-
-def _by_layer(calls: list) -> dict[int, list]:
-    found: dict[int, list] = {}
-    for call in calls:
-        found.setdefault(id(call.layer), []).append(call)
-    return found
+def _as_run(chain: list, traces: list[Trace]) -> FoundRun:
+    calls = [trace[id(x)][0] for x in chain for trace in traces]
+    return FoundRun(chain, frozenset(name for call in calls for name in call.arguments))
 
 
 def _kinds(model: keras.Model) -> list[list]:
@@ -177,36 +202,59 @@ def _kinds(model: keras.Model) -> list[list]:
     return [kind for kind in kinds.values() if len(kind) > 1]
 
 
-def _calls(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> list | str:
-    """The model's calls of layers, or why they are not known."""
+def _traces(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> list[Trace] | str:
+    """The model's calls of layers, as it is called and in training, or why they are not known."""
+    layers = list(layers)
+
+    def trace(arguments: list, **mode: Any) -> Trace:
+        found: Trace = {}
+        function = functools.partial(_call, model, mode)
+        for call in backprop.layer_calls(function, arguments, layers):
+            found.setdefault(id(call.layer), []).append(call)
+        return found
+
     reason = "its inputs are not known."
-    for inputs in _inputs(model):
+    for arguments in _inputs(model):
         try:
-            return backprop.layer_calls(model, inputs, list(layers))
+            traces = [trace(arguments)]
         except Exception as error:  # whatever a user's `call()` raises
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}."
+            message = str(error).strip().partition("\n")[0].rstrip(".")
+            reason = f"{type(error).__name__}{message and ': '}{message}."
+            continue
+        with contextlib.suppress(Exception):  # in a mode that fails nobody reads anything
+            traces.append(trace(arguments, training=True))
+        return traces
     return reason
 
 
+def _call(model: keras.Model, mode: dict, args: list, kwargs: dict) -> Any:
+    return model(*args, **kwargs, **mode)
+
+
 def _inputs(model: keras.Model) -> list:
-    """What the model may be called on: alternatives, each a list of structures of tensors."""
+    """What the model may be called on: alternatives, each `[args, kwargs]` of `KerasTensor`s."""
     if isinstance(model, keras.Sequential):
-        return [[model.inputs[0]]] if model.inputs else []
+        return [[[model.inputs[0]], {}]] if model.inputs else []
     if hasattr(model, "operations"):  # a functional model
-        return [[model.input]]
-    shapes = model.get_build_config() or {}
-    shape = shapes.get("input_shape")
-    if shape is None and len(shapes.get("shapes_dict", {})) == 1:
-        (shape,) = shapes["shapes_dict"].values()
-    if shape is None:
+        return [[[model.input], {}]]
+    built = model.get_build_config() or {}
+    first, more = [], {k.removesuffix("_shape"): v for k, v in built.get("shapes_dict", {}).items()}
+    if built.get("input_shape") is not None:
+        # Keras notes the first argument's shape alone; that of a mask, say, is the same.
+        first = [built["input_shape"]]
+        more = dict.fromkeys(sorted(required_arguments(model)), first[0])
+    shapes = [*first, *more.values()]
+    if not 0 < len(shapes) <= 4:  # there are twice as many alternatives for each
         return []
+    alternatives = []
+    for dtypes in itertools.product(("float32", "int32"), repeat=len(shapes)):
+        specs = list(map(_spec, shapes, dtypes))
+        alternatives.append([specs[: len(first)], dict(zip(more, specs[len(first) :]))])
+    return alternatives
 
-    def spec(dtype: str) -> Any:
-        return keras.tree.map_shape_structure(
-            lambda s: keras.KerasTensor((None, *s[1:]), dtype), shape
-        )
 
-    return [[spec("float32")], [spec("int32")]]
+def _spec(shape: Any, dtype: str) -> Any:
+    return keras.tree.map_shape_structure(lambda s: keras.KerasTensor((None, *s[1:]), dtype), shape)
 
 
 def _layer_of(model: keras.Model, name: Any) -> keras.layers.Layer:

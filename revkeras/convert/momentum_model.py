@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from revkeras.convert.find_runs import FoundRun, find_runs, named_runs
-from revkeras.convert.momentum_run import MomentumRun, in_their_model
+from revkeras.convert.momentum_run import ModelCall, MomentumRun, is_in_run, written
 
 
 def to_momentum_net(
@@ -48,6 +48,15 @@ def to_momentum_net(
         beta: Float from 0, included, to 1, excluded: what is kept of the velocity.
             Defaults to `0.1`.
 
+    Within a run, a block's output is for the next block alone. Blocks whose outputs are read
+    otherwise, in inference or in training, are not put in the middle of one. A call in yet
+    another mode, such as one that returns all blocks' outputs, is refused where it returns one
+    of them as it is, and in a graph where anything reads one. What an eager call computes of
+    one is not noticed: it is computed of the run's output.
+
+    Copy a converted model with `copy.deepcopy` or from its config. `keras.models.clone_model`,
+    which copies functional and sequential models layer by layer, is refused.
+
     A model that this one is a part of, and that has trained or predicted, goes on as it
     was traced until it is compiled again.
 
@@ -56,8 +65,8 @@ def to_momentum_net(
 
     Raises:
         TypeError: for what is not a `keras.Model`.
-        ValueError: for a bad `beta`, a model that is not built or is converted
-            already, a model without a run, and names that form none.
+        ValueError: for a bad `beta`, a model that is not built, one that is converted
+            already or holds one, a model without a run, and names that form none.
 
     Example:
 
@@ -92,8 +101,19 @@ def to_momentum_net(
             f"Model '{model.name}' is not built, so its blocks have no weights to compare. Call it "
             "on data once, or `build()` it, before converting it."
         )
+    _check_unconverted(model)
     found = find_runs(model) if layers is None else named_runs(model, layers)
     return _convert(model, found, float(beta), "reversible")
+
+
+def _check_unconverted(model: keras.Model) -> None:
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, MomentumModel) or is_in_run(layer):
+            raise ValueError(
+                f"Model '{model.name}' holds a momentum network already: '{layer.name}' (of type "
+                f"{type(layer).__qualname__}) is one, or a block of one. Get the model that was "
+                "converted back with `revkeras.to_plain(model)` before you convert this one."
+            )
 
 
 class MomentumModel:
@@ -104,11 +124,14 @@ class MomentumModel:
 
     @property
     def momentum_runs(self) -> list[MomentumRun]:
-        return self._momentum_runs.runs
+        # Keras makes models of this class without any, of layers of this one.
+        return self._momentum_runs.runs if "_momentum_runs" in vars(self) else []
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        with in_their_model(self.momentum_runs):
-            return super().call(*args, **kwargs)
+        with ModelCall(self.momentum_runs) as call:
+            outputs = super().call(*args, **kwargs)
+        call.check(outputs)
+        return outputs
 
     def get_config(self) -> dict:
         layers = list(self._flatten_layers())
@@ -122,11 +145,21 @@ class MomentumModel:
             }
             for run in self.momentum_runs
         ]
-        with self._as_it_was():
+        with written(self.momentum_runs), self._as_it_was():
             return {"model": keras.saving.serialize_keras_object(self), "runs": runs}
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> keras.Model:
+        original = cls.original_class
+        known = {keras.saving.get_registered_name(original): original, **(custom_objects or {})}
+        return SavedMomentumModel.from_config(config, known)
 
     def get_build_config(self) -> None:
         return None  # the model inside has its own
+
+    def __reduce__(self) -> tuple:
+        _, arguments = super().__reduce__()
+        return keras.Model._unpickle_model, arguments  # the class of `self` cannot be pickled
 
     @contextlib.contextmanager
     def _as_it_was(self) -> Iterator[None]:
@@ -145,7 +178,9 @@ class SavedMomentumModel:
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> keras.Model:
-        model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
+        # The converted model is compiled, where that is asked for.
+        original = {k: v for k, v in config["model"].items() if k != "compile_config"}
+        model = keras.saving.deserialize_keras_object(original, custom_objects)
         layers = list(model._flatten_layers())
         for run in config["runs"]:
             blocks = [layers[place] if place < len(layers) else None for place, _ in run["blocks"]]
@@ -172,10 +207,12 @@ def _convert(
     for run in runs:
         run.enter()
     if not isinstance(model, MomentumModel):
-        model._momentum_runs = _Runs()
+        model._momentum_runs = _Runs(model)
         model.__class__ = _class_of(type(model))
         # A run leaves the whole-model XLA compile, in which memory would grow with depth.
         model.supports_jit = False
+        if model._jit_compile:
+            model._jit_compile = False
     model.momentum_runs.extend(runs)
     _forget_graphs(model)
     return model
@@ -186,8 +223,8 @@ def revert(model: keras.Model) -> keras.Model:
     for run in model.momentum_runs:
         run.leave()
     model.__class__ = type(model).original_class
+    model._momentum_runs.restore(model)
     del model._momentum_runs
-    model.supports_jit = True
     _forget_graphs(model)
     return model
 
@@ -198,10 +235,21 @@ def _forget_graphs(model: keras.Model) -> None:
 
 
 class _Runs:
-    """The runs, out of sight of Keras, which would track the layers in a list."""
+    """The runs, out of sight of Keras, which would track the layers in a list.
 
-    def __init__(self):
+    And what `Model.compile()` had decided before they were made.
+    """
+
+    def __init__(self, model: keras.Model):
         self.runs: list[MomentumRun] = []
+        self.supports_jit = model.supports_jit
+        self.compiled = getattr(model, "_compile_config", None), model._jit_compile
+
+    def restore(self, model: keras.Model) -> None:
+        model.supports_jit = self.supports_jit
+        config, jit_compile = self.compiled
+        if getattr(model, "_compile_config", None) is config:  # not compiled since
+            model._jit_compile = jit_compile
 
 
 def _class_of(original: type) -> type:

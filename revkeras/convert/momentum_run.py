@@ -4,20 +4,24 @@ import contextlib
 import contextvars
 import dataclasses
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from revkeras import backprop
 from revkeras.checkpoint import Checkpoint
 from revkeras.convert.find_runs import same_arguments
 from revkeras.convert.residual import Original, Residual, difference, is_original, original
 from revkeras.couplings import Momentum
 from revkeras.reversible_sequential import ReversibleSequential
 
-# The runs of the models whose `call()` is under way.
-_IN_THEIR_MODEL: contextvars.ContextVar = contextvars.ContextVar("in_their_model", default=())
+# The calls of models that are under way, and the runs whose models' configs are being written.
+_CALLS: contextvars.ContextVar = contextvars.ContextVar("calls", default=())
+_WRITTEN: contextvars.ContextVar = contextvars.ContextVar("written", default=())
+# What a run replaces in its blocks.
+_REPLACED = "call", "compute_output_spec", "get_config"
 
 
 @dataclasses.dataclass
@@ -27,7 +31,8 @@ class Position:
     Attributes:
         run: The run.
         index: The block that the tensor comes from.
-        arguments: What the run was called with, if the tensor is the whole run's output.
+        arguments: What the run was called with, if it is computed as a whole.
+        output: Its output then.
         extras: What the blocks returned beside it, one list a block.
         velocity: If the run goes block by block: the velocity,
         wide: and the tensor in the dtype of the streams, if it has another one.
@@ -36,6 +41,7 @@ class Position:
     run: "MomentumRun"
     index: int
     arguments: dict[str, Any] | None = None
+    output: Any = None
     extras: list | None = None
     velocity: Any = None
     wide: Any = None
@@ -45,9 +51,11 @@ class MomentumRun:
     """Takes the place of the `call()` of each of its blocks.
 
     In a call of its model, the first block computes the whole run as one reversible stack, and
-    the others hand on what it returned: the model's own code calls them one after the other.
-    Elsewhere, and with arguments that the model does not give all blocks, such as caches, each
-    block takes its own step, and the velocity goes along with the tensor.
+    the last one returns its output: the model's own code calls them one after the other. What
+    the blocks before it return is for the next one alone; each is a tensor of its own, so that
+    another reader is noticed. Elsewhere, and with arguments that the model does not give all
+    blocks, such as caches, each block takes its own step, and the velocity goes along with the
+    tensor.
 
     Args:
         blocks: The blocks, built, in the order of their calls.
@@ -77,23 +85,28 @@ class MomentumRun:
 
     def enter(self) -> None:
         """Takes the blocks' places."""
+        self.own = [{k: v for k, v in vars(x).items() if k in _REPLACED} for x in self.blocks]
         for index, block in enumerate(self.blocks):
             block.call = _Call(self, index, block.call)
             block.compute_output_spec = _Spec(block, block.compute_output_spec)
+            block.get_config = _Config(self, index, block.get_config)
         if self.stack is not None and self.stack.couplings[0].exact:
             self.blocks[0]._metrics.append(self.stack.saturated)
 
     def leave(self) -> None:
         """Gives the places back."""
-        for block in self.blocks:
-            del block.call, block.compute_output_spec
+        for block, own in zip(self.blocks, self.own, strict=True):
+            for name in _REPLACED:
+                delattr(block, name)
+            for name, value in own.items():
+                setattr(block, name, value)
         if self.stack is not None and self.stack.couplings[0].exact:
             self.blocks[0]._metrics.remove(self.stack.saturated)
 
     def call(self, index: int, call: Any, args: tuple, kwargs: dict) -> Any:
         """What block `index` returns in the place of `call(*args, **kwargs)`."""
         block = self.blocks[index]
-        whole = self.memory_mode != "none" and self in _IN_THEIR_MODEL.get()
+        whole = self.memory_mode != "none" and self._call() is not None
         if not self.beta:
             if whole:
                 return self._run(index, self.checkpoints[index], *args, **kwargs)
@@ -108,7 +121,7 @@ class MomentumRun:
                 return self._start(x, arguments, training)
             position = Position(self, -1, velocity=ops.zeros_like(ops.cast(x, self.dtype)))
         if position.velocity is None:
-            return self._hand_on(index, x, position, arguments)
+            return self._hand_on(index, position, arguments)
         return self._step(index, x, position, {**arguments, "training": training})
 
     def _step(self, index: int, x: Any, position: Position, arguments: dict) -> Any:
@@ -142,8 +155,16 @@ class MomentumRun:
         n = len(extras) // len(self.blocks)
         extras = [extras[i * n : (i + 1) * n] for i in range(len(self.blocks))]
         y = ops.cast(y, self.blocks[0].compute_dtype)
-        y._revkeras_position = Position(self, 0, arguments=arguments, extras=extras)
-        return (y, *extras[0]) if n else y
+        return self._returned(Position(self, 0, arguments, y, extras))
+
+    def _returned(self, position: Position) -> Any:
+        """What a block returns where the run is computed as a whole."""
+        y, extras = position.output, position.extras[position.index]
+        if position.index + 1 < len(self.blocks):
+            y = ops.copy(y)
+            y._revkeras_position = position
+            self._call().handed_on.append(y)
+        return (y, *extras) if extras else y
 
     def _run(self, index: int, layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         """Calls a layer of the run; what it adds as losses, block `index` adds."""
@@ -153,43 +174,85 @@ class MomentumRun:
             self.blocks[index].add_loss(loss)
         return outputs
 
-    def _hand_on(self, index: int, y: Any, position: Position, arguments: dict) -> Any:
+    def _hand_on(self, index: int, position: Position, arguments: dict) -> Any:
         if not same_arguments(arguments, position.arguments):
             raise ValueError(
-                f"{self._name(index)} is called with other arguments than the block before it: "
+                f"{self.name_of(index)} is called with other arguments than the block before it: "
                 f"{sorted(arguments)} against {sorted(position.arguments)}, or other values of "
                 "them. Its run was converted for calls with the same ones. Convert the blocks that "
                 "get the same, by their names in `layers`."
             )
-        position.index = index
-        if index + 1 == len(self.blocks):
-            del y._revkeras_position
-        extras = position.extras[index]
-        return (y, *extras) if extras else y
+        return self._returned(dataclasses.replace(position, index=index))
 
     def _check(self, index: int, position: Position | None) -> None:
         comes_from = -1 if position is None else position.index
         if (position is not None and position.run is not self) or comes_from != index - 1:
             before = f"of '{self.blocks[index - 1].name}'" if index else "from outside its run"
             raise ValueError(
-                f"{self._name(index)} is a part of a momentum network and expected the output "
+                f"{self.name_of(index)} is a part of a momentum network and expected the output "
                 f"{before}, as it is, received another tensor. Call the whole run, or get the "
                 "model back with `revkeras.to_plain(model)`."
             )
 
-    def _name(self, index: int) -> str:
+    def _call(self) -> "ModelCall | None":
+        """The call of its model that is under way."""
+        return next((call for call in _CALLS.get() if self in call.runs), None)
+
+    def name_of(self, index: int) -> str:
+        """What errors call a block."""
         block = self.blocks[index]
         return f"Block '{block.name}' (of type {type(block).__name__})"
 
 
+@dataclasses.dataclass
+class ModelCall:
+    """A call of a model; inside, its runs may compute as a whole.
+
+    Attributes:
+        runs: The model's runs.
+        handed_on: What blocks returned for the next one alone.
+    """
+
+    runs: Sequence[MomentumRun]
+    handed_on: list = dataclasses.field(default_factory=list)
+
+    def __enter__(self) -> "ModelCall":
+        self._token = _CALLS.set((*_CALLS.get(), self))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        _CALLS.reset(self._token)
+
+    def check(self, outputs: Any) -> None:
+        """Raises if what was for the next block alone is an output, or is read in the graph."""
+        leaving = {id(x) for x in keras.tree.flatten(outputs)}
+        for x in self.handed_on:
+            if id(x) in leaving or backprop.is_read(x):
+                position = x._revkeras_position
+                name = position.run.name_of(position.index)
+                raise ValueError(
+                    f"{name} is in the middle of a momentum network, which is computed as a whole, "
+                    "and expected its output to be read by the next block alone. This call of the "
+                    "model reads it too, which the calls that the model was converted for did not. "
+                    "Convert the original with `layers` that leave out each block behind an output "
+                    "that is read, or call `revkeras.to_plain(model)`: each block returns its own "
+                    "output then."
+                )
+
+
 @contextlib.contextmanager
-def in_their_model(runs: Sequence[MomentumRun]) -> Iterator[None]:
-    """Inside, `runs` may compute as a whole."""
-    token = _IN_THEIR_MODEL.set((*_IN_THEIR_MODEL.get(), *runs))
+def written(runs: Iterable[MomentumRun]) -> Iterator[None]:
+    """Inside, the blocks of `runs` give their configs, which go into one of the model."""
+    token = _WRITTEN.set((*_WRITTEN.get(), *runs))
     try:
         yield
     finally:
-        _IN_THEIR_MODEL.reset(token)
+        _WRITTEN.reset(token)
+
+
+def is_in_run(layer: keras.layers.Layer) -> bool:
+    """Whether a run has taken the place of a layer."""
+    return isinstance(vars(layer).get("call"), _Call)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +277,25 @@ class _Spec:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with original(self.block):
             return self.before(*args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    """A block's config, which alone makes a block that is in no run."""
+
+    run: MomentumRun
+    index: int
+    before: Any
+
+    def __call__(self) -> dict:
+        if self.run in _WRITTEN.get():
+            return self.before()
+        raise TypeError(
+            f"{self.run.name_of(self.index)} is a part of a momentum network, and what is "
+            "made of its config alone, as by `keras.models.clone_model`, would not be. Save or "
+            "copy the model that was converted, with `copy.deepcopy(model)` or "
+            "`type(model).from_config(model.get_config())`, or clone it before it is converted."
+        )
 
 
 def _stack(originals: list, beta: float, dtype: str) -> ReversibleSequential:
@@ -250,9 +332,3 @@ def _bind(block: keras.layers.Layer, args: tuple, kwargs: dict) -> tuple[Any, di
         more = value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
         arguments.update({k: v for k, v in more.items() if v is not None})
     return x, arguments
-
-
-def _narrow(wide: Any, like: Any) -> Any:
-    # An identity where there is nothing to cast, for the note on it is not one on the stream.
-    y = ops.cast(wide, like.dtype)
-    return y + 0 if y is wide else y

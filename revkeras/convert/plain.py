@@ -17,10 +17,14 @@ def to_plain(model: keras.Model) -> keras.Model:
 
     The weights are the same, shared and not copied. A functional model and a
     `keras.Sequential` become a functional model of the blocks themselves and
-    Keras's operations between them, whose files can be loaded without revkeras. In
-    models that are subclassed, and in subclassed layers, what is reversible stays
-    where it is and is computed by plain differentiation from now on: in exports
-    nothing else is left of it.
+    Keras's operations between them. Its files can be loaded without revkeras where
+    no layer of the model is one of revkeras, as those of `revkeras.layers` and the
+    blocks of `revkeras.models.ReversibleTransformer` are. Methods that need the
+    reversible stack, as `IRevNet`'s `inverse` and a decoder's `generate`, are gone. In
+    models that are subclassed, in subclassed layers, and where a run of blocks goes
+    across the border of a model in the model, what is reversible stays where it is
+    and is computed by plain differentiation from now on: in exports nothing else is
+    left of it.
 
     What `revkeras.to_momentum_net` changed in its place is changed back: with
     `beta=0` the model itself is returned, as it was. With another `beta` it gets
@@ -73,8 +77,8 @@ def to_plain(model: keras.Model) -> keras.Model:
             revert(layer)
         return model
     graph = _functional(model)
-    moving = [*stacks, *(block for run in runs for block in run.blocks)]
-    if graph is not None and {id(x) for x in moving} <= {id(x) for x in _operations(graph)}:
+    moving = [*([x] for x in stacks), *(run.blocks for run in runs)]
+    if graph is not None and _can_be_rewritten(graph, moving):
         for layer in converted:
             revert(layer)
         return _rewritten(graph, {id(b): (r, i) for r in runs for i, b in enumerate(r.blocks)})
@@ -104,14 +108,21 @@ def _functional(model: keras.Model) -> keras.Model | None:
     return model if hasattr(model, "operations") else None
 
 
+def _can_be_rewritten(graph: keras.Model, moving: list[list]) -> bool:
+    """Whether all of the layers are operations of functional models, each list's of one."""
+    graphs = [{id(x) for x in inner.operations} for inner in _graphs(graph)]
+    return all(any({id(x) for x in layers} <= inner for inner in graphs) for layers in moving)
+
+
+def _graphs(graph: keras.Model) -> list[keras.Model]:
+    """A functional model, and those in it."""
+    inner = [_functional(x) for x in graph.operations if isinstance(x, keras.Model)]
+    return [graph, *(found for x in inner if x is not None for found in _graphs(x))]
+
+
 def _operations(graph: keras.Model) -> list:
     """The operations of a functional model, and of those in it."""
-    found = []
-    for operation in graph.operations:
-        found.append(operation)
-        inner = _functional(operation) if isinstance(operation, keras.Model) else None
-        found.extend([] if inner is None else _operations(inner))
-    return found
+    return [operation for inner in _graphs(graph) for operation in inner.operations]
 
 
 def _rewritten(graph: keras.Model, blocks: dict[int, tuple[MomentumRun, int]]) -> keras.Model:
@@ -135,7 +146,14 @@ def _rewritten(graph: keras.Model, blocks: dict[int, tuple[MomentumRun, int]]) -
         return layer(*args, **kwargs)
 
     rewritten: dict[int, Any] = {}
-    return keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
+    plain = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
+    if not type(plain).__module__.startswith("revkeras."):
+        return plain
+    # The methods of the library's own classes need the stacks.
+    model = keras.Model(plain.input, plain.output, name=plain.name)
+    if plain.compiled:
+        model.compile_from_config(plain.get_compile_config())
+    return model
 
 
 def _written_out(stack: ReversibleSequential, *args: Any, **kwargs: Any) -> keras.Model:

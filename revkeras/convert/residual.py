@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from revkeras import backprop
+from revkeras.call_arguments import required_arguments
 from revkeras.stateless import is_built
 
 # The block that is called as it was before a conversion took its place.
@@ -77,16 +78,18 @@ class Residual(keras.layers.Layer):
         kwargs = {"dtype": block.dtype_policy, "name": f"{block.name}_residual", **kwargs}
         super().__init__(**{**kwargs, "autocast": False})
         self.block = block
+        self.unchecked = False
         self.supports_masking = block.supports_masking
         self.supports_jit = block.supports_jit
         self._call_signature = block._call_signature
 
     def build(self, x_shape: Any, **shapes: Any) -> None:
-        if not is_built(self.block):
-            if shapes:
-                return  # built by the first call, which knows what the other shapes belong to
-            self.block(keras.KerasTensor(x_shape, dtype=self.variable_dtype))
-        _check_residual(self.block, x_shape, self.variable_dtype)
+        self.unchecked = bool(required_arguments(self.block))  # which a call alone knows
+        if not self.unchecked:
+            x = keras.KerasTensor(x_shape, dtype=self.variable_dtype)
+            if not is_built(self.block):
+                self.block(x)
+            _check_residual(self.block, x, {})
         self.built = True
 
     def call(self, x: Any, training: bool | None = None, **arguments: Any) -> Any:
@@ -96,6 +99,9 @@ class Residual(keras.layers.Layer):
     def compute_output_spec(self, x: Any, **arguments: Any) -> Any:
         arguments.pop("training", None)
         outputs = self.block(x, **arguments)
+        if self.unchecked:
+            self.unchecked = False
+            _check_residual(self.block, x, arguments)
         first, *rest = outputs if isinstance(outputs, (tuple, list)) else [outputs]
         update = keras.KerasTensor(first.shape, dtype=x.dtype)
         return (update, *rest) if rest else update
@@ -117,22 +123,39 @@ def difference(outputs: Any, x: Any) -> Any:
     return (update, *rest) if several else update
 
 
-def _check_residual(block: keras.layers.Layer, shape: Any, dtype: str) -> None:
+def _check_residual(block: keras.layers.Layer, x: Any, arguments: dict) -> None:
     name = f"Block '{block.name}' (of type {type(block).__name__})"
     # A known batch of one would be broadcast, by other operations than an addition.
-    shape = (None, *shape[1:])
-    x = keras.KerasTensor(shape, dtype=dtype)
-    output = keras.tree.flatten(block.compute_output_spec(x))[0]
+    batch = x.shape[0]
+    x, arguments = keras.tree.map_structure(lambda t: _of_any(batch, t), (x, arguments))
+    shape = x.shape
+    output = keras.tree.flatten(block.compute_output_spec(x, **arguments))[0]
     if tuple(output.shape) != tuple(shape):
         raise ValueError(
             f"{name} is not residual: it takes the shape {tuple(shape)} to "
             f"{tuple(output.shape)}, so it cannot add to its input. Pass `residual=False` for "
             "blocks without a skip connection, and leave out those that change the shape."
         )
-    (call,) = [c for c in backprop.layer_calls(block, [x], [block]) if c.layer is block]
+    tensors = {k: v for k, v in arguments.items() if _is_of_tensors(v)}
+    others = {k: v for k, v in arguments.items() if k not in tensors}
+
+    def function(x: Any, tensors: dict) -> Any:
+        return block(x, **tensors, **others)
+
+    (call,) = backprop.layer_calls(function, [x, tensors], [block])
     if not call.keeps_input:
         raise ValueError(
             f"{name} is not residual: its input does not reach its output through additions "
             "alone, so there is no skip connection to take away. Pass `residual=False` for blocks "
             "without one, or use `to_momentum_net`, which takes blocks as they are."
         )
+
+
+def _of_any(batch: int | None, x: Any) -> Any:
+    if not isinstance(x, keras.KerasTensor) or x.shape[:1] != (batch,):
+        return x
+    return keras.KerasTensor((None, *x.shape[1:]), dtype=x.dtype)
+
+
+def _is_of_tensors(structure: Any) -> bool:
+    return all(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(structure))

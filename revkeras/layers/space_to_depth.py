@@ -1,5 +1,6 @@
 """Space moved into channels, and back."""
 
+import numbers
 from typing import Any
 
 import keras
@@ -14,13 +15,14 @@ class _Blocks(Invertible):
     rearranges = True
 
     def __init__(self, block_size: int = 2, **kwargs: Any):
-        if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 2:
+        is_integer = isinstance(block_size, numbers.Integral) and not isinstance(block_size, bool)
+        if not is_integer or block_size < 2:
             raise ValueError(
                 "Invalid value for argument `block_size`: expected an integer of at least 2, "
                 f"received block_size={block_size!r}."
             )
         super().__init__(**kwargs)
-        self.block_size = block_size
+        self.block_size = int(block_size)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "block_size": self.block_size}

@@ -54,8 +54,9 @@ class GenerativeModel(keras.Model):
             A NumPy array of shape `(batch, max_length)`.
 
         Raises:
-            ValueError: for a bad `max_length`, an empty prompt, a negative
-                `temperature`, and encoder inputs that are missing or cannot be used.
+            ValueError: for a bad `max_length`, an empty prompt, padding that is not at
+                the end, a negative `temperature`, and encoder inputs that are missing or
+                cannot be used.
 
         Example:
 
@@ -66,13 +67,15 @@ class GenerativeModel(keras.Model):
         (1, 9)
         """
         prompt = np.asarray(token_ids, "int32")
-        mask = np.ones_like(prompt) if padding_mask is None else np.asarray(padding_mask)
-        lengths = mask.astype(bool).sum(axis=1)
-        self._check(prompt, lengths, max_length, temperature, encoder_inputs)
+        mask = np.ones(prompt.shape, bool)
+        if padding_mask is not None:
+            mask = np.asarray(padding_mask).astype(bool)
+        lengths = _lengths(prompt, mask)
+        self._check(prompt, max_length, temperature, encoder_inputs)
         context = self._context(encoder_inputs)
         cache = np.zeros((len(prompt), *self._cache_shape(max_length)), "float32")
         tokens = np.zeros((len(prompt), max_length), "int32")
-        tokens[:, : prompt.shape[1]] = prompt * mask.astype(bool)
+        tokens[:, : prompt.shape[1]] = prompt * mask
         done, rng = np.zeros(len(prompt), bool), np.random.default_rng(seed)
         step = _STEPS.setdefault(self, _Step(self, self._prefix()))
         start, stop = 0, int(lengths.min())
@@ -96,18 +99,11 @@ class GenerativeModel(keras.Model):
     def _check(
         self,
         prompt: np.ndarray,
-        lengths: np.ndarray,
         max_length: int,
         temperature: float,
         encoder_inputs: Any,
     ) -> None:
         longest = self.get_layer(f"{self._prefix()}position_embedding").max_length
-        if prompt.ndim != 2 or not lengths.size or not lengths.min():
-            raise ValueError(
-                "Invalid value for argument `token_ids`: expected prompts of shape (batch, length) "
-                f"with a token each, received the shape {prompt.shape} with "
-                f"{lengths.tolist()} tokens."
-            )
         if not prompt.shape[1] <= max_length <= longest:
             raise ValueError(
                 f"Invalid value for argument `max_length`: expected {prompt.shape[1]}, the length "
@@ -180,6 +176,27 @@ class _Step(keras.Model):
         x, *caches = self.decoder(x, **arguments)
         logits = self.embedding(self.norm(x[:, -1:]), reverse=True)
         return logits[:, 0], ops.stack(caches, axis=1)
+
+
+def _lengths(prompt: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """How many tokens each prompt has; raises unless all have some, and padding behind them."""
+    if prompt.ndim == 2 and mask.shape != prompt.shape:
+        raise ValueError(
+            f"Invalid value for argument `padding_mask`: expected the shape {prompt.shape} of the "
+            f"prompts, received the shape {mask.shape}."
+        )
+    lengths = mask.sum(axis=1) if prompt.ndim == 2 else np.zeros(0, int)
+    if not lengths.size or not lengths.min():
+        raise ValueError(
+            "Invalid value for argument `token_ids`: expected prompts of shape (batch, length) "
+            f"with a token each, received the shape {prompt.shape} with {lengths.tolist()} tokens."
+        )
+    if (mask[:, 1:] > mask[:, :-1]).any():
+        raise ValueError(
+            "Invalid value for argument `padding_mask`: expected padding at the end of each "
+            "prompt, received some in front of a token. Move the tokens to the front."
+        )
+    return lengths
 
 
 def _draw(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:

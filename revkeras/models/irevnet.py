@@ -8,7 +8,7 @@ from keras import ops
 
 from revkeras.layers import DepthToSpace, SpaceToDepth
 from revkeras.layers.invertible import Invertible
-from revkeras.models.top import add_top, check_top, image_input
+from revkeras.models.top import add_top, check_top, image_input, is_size, with_weights
 from revkeras.reversible_sequential import ReversibleSequential
 
 
@@ -83,6 +83,7 @@ def IRevNet(
     initial_downsampling: bool = True,
     bottleneck: int = 4,
     dropout: float = 0.0,
+    weights: str | None = None,
     memory_mode: str = "reversible",
     name: str = "irevnet",
 ) -> keras.Model:
@@ -124,6 +125,8 @@ def IRevNet(
         bottleneck: Integer, how many times fewer channels than a stream's a
             block has inside. Defaults to `4`.
         dropout: Float, the rate of dropout in a block. Defaults to `0.0`.
+        weights: The path of a weights file to load. Defaults to `None`, which means
+            random weights.
         memory_mode: That of the stack, see `revkeras.ReversibleSequential`.
             Defaults to `"reversible"`.
         name: The model's name. Defaults to `"irevnet"`.
@@ -162,7 +165,7 @@ def IRevNet(
                 layers.append(StreamsToDepth())
                 stream *= 4
             first = len(layers) <= halves
-            inside = max(1, stream // bottleneck)
+            inside = max(1, stream // int(bottleneck))
             layers.append(_block(stream, halves, first, inside, dropout, depth))
     features = ReversibleSequential(layers, memory_mode=memory_mode, name="reversible")(x)
     if not include_top:
@@ -171,7 +174,7 @@ def IRevNet(
         x = keras.layers.BatchNormalization(momentum=0.9, name="post_bn")(features)
         x = keras.layers.ReLU(name="post_relu")(x)
         outputs = add_top(x, True, classes, classifier_activation, None)
-    return InvertibleModel(images, outputs, name=name)
+    return with_weights(InvertibleModel(images, outputs, name=name), weights)
 
 
 def _block(
@@ -200,18 +203,18 @@ def _convolution(
 
 
 def _check_stages(blocks: Any, strides: Any, bottleneck: Any) -> None:
-    numbers = all(isinstance(n, int) and n > 0 for n in blocks)
-    if not blocks or not numbers:
+    if not isinstance(blocks, (list, tuple)) or not blocks or not all(map(is_size, blocks)):
         raise ValueError(
             "Invalid value for argument `blocks`: expected a list of positive integers, received "
             f"blocks={blocks!r}."
         )
-    if len(strides) != len(blocks) or not all(s in (1, 2) for s in strides):
+    is_list = isinstance(strides, (list, tuple)) and len(strides) == len(blocks)
+    if not is_list or not all(s in (1, 2) for s in strides):
         raise ValueError(
             f"Invalid value for argument `strides`: expected {len(blocks)} times 1 or 2, one for "
             f"each stage of blocks={tuple(blocks)}; received strides={strides!r}."
         )
-    if not isinstance(bottleneck, int) or bottleneck < 1:
+    if not is_size(bottleneck):
         raise ValueError(
             "Invalid value for argument `bottleneck`: expected a positive integer, received "
             f"bottleneck={bottleneck!r}."

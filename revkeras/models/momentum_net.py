@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from revkeras.couplings import Momentum
-from revkeras.models.top import check_top
+from revkeras.models.top import check_top, with_weights
 from revkeras.reversible_sequential import ReversibleSequential
 from revkeras.stack_checks import check_layers
 
@@ -21,6 +21,7 @@ def MomentumNet(
     beta: float = 0.9,
     exact: bool = False,
     initial_velocity: str = "zeros",
+    weights: str | None = None,
     memory_mode: str = "reversible",
     name: str = "momentum_net",
 ) -> keras.Model:
@@ -51,6 +52,8 @@ def MomentumNet(
         exact: Boolean, whether inputs are rebuilt bit by bit, at any depth, see
             `revkeras.couplings.Momentum`. Defaults to `False`.
         initial_velocity: `"zeros"` or `"learned"`. Defaults to `"zeros"`.
+        weights: The path of a weights file to load. Defaults to `None`, which means
+            random weights.
         memory_mode: That of the stack, see `revkeras.ReversibleSequential`.
             Defaults to `"reversible"`.
         name: The model's name. Defaults to `"momentum_net"`.
@@ -89,5 +92,5 @@ def MomentumNet(
     if include_top:
         if len(x.shape) > 2:
             x = keras.ops.mean(x, axis=tuple(range(1, len(x.shape) - 1)))
-        x = keras.layers.Dense(classes, classifier_activation, name="predictions")(x)
-    return keras.Model(inputs, x, name=name)
+        x = keras.layers.Dense(int(classes), classifier_activation, name="predictions")(x)
+    return with_weights(keras.Model(inputs, x, name=name), weights)

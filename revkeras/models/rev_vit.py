@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from revkeras.models.position import LearnedPositions
-from revkeras.models.top import check_choice, check_top, image_input
+from revkeras.models.top import check_choice, check_top, image_input, is_size, with_weights
 from revkeras.models.transformer_blocks import AttentionBlock, FeedForwardBlock
 from revkeras.reversible_sequential import ReversibleSequential
 
@@ -34,6 +34,7 @@ def RevViT(
     *,
     patch_size: int = 16,
     dropout: float = 0.0,
+    weights: str | None = None,
     memory_mode: str = "reversible",
     name: str | None = None,
 ) -> keras.Model:
@@ -70,6 +71,8 @@ def RevViT(
         patch_size: Integer, height and width of a patch. Defaults to `16`.
         dropout: Float, the rate of dropout at the end of each block. Defaults to
             `0.0`.
+        weights: The path of a weights file to load. Defaults to `None`, which means
+            random weights.
         memory_mode: That of the stack, see `revkeras.ReversibleSequential`.
             Defaults to `"reversible"`.
         name: The model's name. Defaults to `None`, which means `"rev_vit_small"`
@@ -91,20 +94,27 @@ def RevViT(
     """
     check_choice("size", size, ARCHITECTURES)
     check_top(include_top, classes, pooling)
-    if not isinstance(patch_size, int) or patch_size < 1:
+    if not is_size(patch_size):
         raise ValueError(
             "Invalid value for argument `patch_size`: expected a positive integer, received "
             f"patch_size={patch_size!r}."
         )
+    patch_size = int(patch_size)
     images = image_input(input_shape, (224, 224, 3), patch_size)
+    if None in images.shape[1:]:
+        raise ValueError(
+            "Invalid value for argument `input_shape`: expected a known height and width, for each "
+            f"patch has a learned position; received input_shape={input_shape!r}."
+        )
     x = rev_vit_features(ARCHITECTURES[size], images, patch_size, dropout, memory_mode)
     if include_top or pooling == "avg":
         x = keras.layers.GlobalAveragePooling1D(name="avg_pool")(x)
     elif pooling == "max":
         x = keras.layers.GlobalMaxPooling1D(name="max_pool")(x)
     if include_top:
-        x = keras.layers.Dense(classes, classifier_activation, name="predictions")(x)
-    return keras.Model(images, x, name=name or f"rev_vit_{size}")
+        x = keras.layers.Dense(int(classes), classifier_activation, name="predictions")(x)
+    model = keras.Model(images, x, name=name or f"rev_vit_{size}")
+    return with_weights(model, weights)
 
 
 def rev_vit_features(

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras.models.top import add_top, check_choice, check_top, image_input
+from revkeras.models.top import add_top, check_choice, check_top, image_input, with_weights
 from revkeras.reversible_sequential import ReversibleSequential
 
 
@@ -63,6 +63,7 @@ def RevNet(
     classes: int | None = None,
     classifier_activation: Any = "softmax",
     *,
+    weights: str | None = None,
     memory_mode: str = "reversible",
     name: str | None = None,
 ) -> keras.Model:
@@ -101,6 +102,8 @@ def RevNet(
             means 10 for CIFAR's depths and 1000 for ImageNet's.
         classifier_activation: The activation of the top; `None` for logits.
             Defaults to `"softmax"`.
+        weights: The path of a weights file to load. Defaults to `None`, which means
+            random weights.
         memory_mode: That of the stages, see `revkeras.ReversibleSequential`.
             Defaults to `"reversible"`.
         name: The model's name. Defaults to `None`, which means `"revnet38"` and so on.
@@ -124,13 +127,14 @@ def RevNet(
     classes = a.classes if classes is None else classes
     check_top(include_top, classes, pooling)
     images = image_input(input_shape, a.input_shape)
-    return revnet(
+    model = revnet(
         a,
         images,
         lambda x: add_top(x, include_top, classes, classifier_activation, pooling),
         memory_mode,
         name or f"revnet{depth}",
     )
+    return with_weights(model, weights)
 
 
 def revnet(a: Architecture, images: Any, top: Any, memory_mode: str, name: str) -> keras.Model:

@@ -1,5 +1,7 @@
 """What all models of images share: their input, and what stands on the features."""
 
+import numbers
+import os
 from typing import Any
 
 import keras
@@ -21,7 +23,7 @@ def image_input(input_shape: Any, default: tuple, divisor: int = 1) -> keras.Ker
     """
     shape = default if input_shape is None else input_shape
     is_shape = isinstance(shape, (tuple, list)) and len(shape) == 3
-    if not is_shape or not all(_is_size(s) for s in shape) or shape[-1] is None:
+    if not is_shape or not all(s is None or is_size(s) for s in shape) or shape[-1] is None:
         raise ValueError(
             "Invalid value for argument `input_shape`: expected (height, width, channels) in "
             f"positive integers, channels last, received input_shape={input_shape!r}."
@@ -41,7 +43,7 @@ def check_top(include_top: bool, classes: Any, pooling: Any) -> None:
             f"Invalid value for argument `pooling`: expected one of {list(POOLINGS)}, received "
             f"pooling={pooling!r}."
         )
-    if include_top and not (_is_size(classes) and classes):
+    if include_top and not is_size(classes):
         raise ValueError(
             "Invalid value for argument `classes`: expected a positive integer, received "
             f"classes={classes!r}."
@@ -67,10 +69,25 @@ def add_top(
     """Class scores of a model's features, or the features, pooled if that is asked for."""
     if include_top:
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(features)
-        return keras.layers.Dense(classes, classifier_activation, name="predictions")(x)
+        return keras.layers.Dense(int(classes), classifier_activation, name="predictions")(x)
     return POOLINGS[pooling](name=f"{pooling}_pool")(features) if pooling else features
 
 
-def _is_size(value: Any) -> bool:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    return value is None or (is_integer and value > 0)
+def is_size(value: Any) -> bool:
+    """Whether a value is a positive integer, of Python or NumPy."""
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_integer and value > 0
+
+
+def with_weights(model: keras.Model, weights: Any) -> keras.Model:
+    """The model, with the weights of a file if one is named."""
+    if weights is None:
+        return model
+    if not isinstance(weights, (str, os.PathLike)) or not os.path.exists(weights):
+        raise ValueError(
+            "Invalid value for argument `weights`: expected None, for random ones, or the path of "
+            f"a file that `save_weights()` wrote, received weights={weights!r}. No trained weights "
+            "come with revkeras."
+        )
+    model.load_weights(weights)
+    return model

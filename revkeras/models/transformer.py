@@ -8,6 +8,7 @@ from keras import ops
 from revkeras.models.generation import GenerativeModel
 from revkeras.models.position import LearnedPositions
 from revkeras.models.token_embedding import TokenEmbedding
+from revkeras.models.top import is_size, with_weights
 from revkeras.models.transformer_blocks import (
     AttentionBlock,
     CrossAttentionBlock,
@@ -31,6 +32,7 @@ def ReversibleTransformer(
     *,
     dropout: float = 0.1,
     feed_forward_chunks: int = 1,
+    weights: str | None = None,
     memory_mode: str = "reversible",
     name: str = "reversible_transformer",
 ) -> keras.Model:
@@ -80,6 +82,8 @@ def ReversibleTransformer(
         feed_forward_chunks: Integer, into how many parts the sequence is cut in
             the feed-forward half steps, see
             `revkeras.models.transformer_blocks.FeedForwardBlock`. Defaults to `1`.
+        weights: The path of a weights file to load. Defaults to `None`, which means
+            random weights.
         memory_mode: That of the stacks, see `revkeras.ReversibleSequential`.
             Defaults to `"reversible"`.
         name: The model's name. Defaults to `"reversible_transformer"`.
@@ -106,13 +110,17 @@ def ReversibleTransformer(
         "vocabulary_size": vocabulary_size,
         "hidden_dim": hidden_dim,
         "num_heads": num_heads,
-        "intermediate_dim": intermediate_dim or 4 * hidden_dim,
+        "intermediate_dim": 4 * hidden_dim if intermediate_dim is None else intermediate_dim,
         "max_length": max_length,
         "feed_forward_chunks": feed_forward_chunks,
     }
     _check(sizes, encoder_layers, decoder_layers, classes)
+    sizes = {name: int(size) for name, size in sizes.items()}
+    max_length = sizes["max_length"]
     length = _length(input_shape, max_length)
-    embedding = TokenEmbedding(vocabulary_size, hidden_dim, name="token_embedding")
+    embedding = TokenEmbedding(
+        sizes["vocabulary_size"], sizes["hidden_dim"], name="token_embedding"
+    )
 
     def embed(prefix: str) -> tuple[Any, Any, dict]:
         tokens = keras.Input((length,), dtype="int32", name=f"{prefix}token_ids")
@@ -142,12 +150,13 @@ def ReversibleTransformer(
     if include_top and classes:
         seen = ops.expand_dims(ops.cast(mask, x.dtype), -1)
         x = ops.sum(x * seen, axis=1) / ops.maximum(ops.sum(seen, axis=1), 1)
-        x = keras.layers.Dense(classes, classifier_activation, name="predictions")(x)
+        x = keras.layers.Dense(int(classes), classifier_activation, name="predictions")(x)
     elif include_top:
         x = embedding(x, reverse=True)
         if classifier_activation:
             x = keras.layers.Activation(classifier_activation, name="predictions")(x)
-    return (GenerativeModel if decoder_layers else keras.Model)(inputs, x, name=name)
+    model = (GenerativeModel if decoder_layers else keras.Model)(inputs, x, name=name)
+    return with_weights(model, weights)
 
 
 def _blocks(layers: int, sizes: dict, dropout: float, causal: bool, cross: bool) -> list:
@@ -182,13 +191,13 @@ def _length(input_shape: Any, max_length: int) -> int | None:
 
 def _check(sizes: dict, encoder_layers: Any, decoder_layers: Any, classes: Any) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not is_size(size):
             raise ValueError(
                 f"Invalid value for argument `{name}`: expected a positive integer, received "
                 f"{name}={size!r}."
             )
     for name, n in ("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers):
-        if not isinstance(n, int) or n < 0:
+        if not is_size(n) and n != 0:
             raise ValueError(
                 f"Invalid value for argument `{name}`: expected an integer of at least 0, received "
                 f"{name}={n!r}."
@@ -208,7 +217,7 @@ def _check(sizes: dict, encoder_layers: Any, decoder_layers: Any, classes: Any) 
             "Invalid value for argument `classes`: expected None beside a decoder, which scores "
             f"the tokens of its vocabulary; received classes={classes!r}."
         )
-    if classes is not None and (not isinstance(classes, int) or classes < 1):
+    if classes is not None and not is_size(classes):
         raise ValueError(
             "Invalid value for argument `classes`: expected a positive integer or None, received "
             f"classes={classes!r}."

@@ -72,6 +72,10 @@ def test_names_take_blocks_that_are_not_equal_or_not_residual():
             "is called more than once",
         ),
         (lambda: sequential(1), "no two layers that are alike"),
+        (
+            lambda: chain([Block(name="a"), Block(name="b", activity_regularizer="l2")]),
+            "has an activity regularizer of its own",
+        ),
     ],
 )
 def test_a_model_without_a_run(model, reason):
@@ -147,3 +151,131 @@ def test_blocks_that_get_other_arguments_than_the_run_was_converted_for():
     model(X, scale=scale)
     with pytest.raises(ValueError, match="'block_1'.*is called with other arguments than"):
         model(X, scale=scale, other=2 * scale)
+
+
+def test_a_model_that_holds_a_converted_one_and_one_inside_a_converted_one():
+    inner = chain([Block(name=f"block_{i}") for i in range(3)])
+    outer = keras.Sequential([keras.Input((4,)), inner, Block(name="a"), Block(name="b")])
+    for first, second, held in (inner, outer, "chain"), (outer, inner, "block_0"):
+        expected = revkeras.to_momentum_net(first, beta=0.5)(X)
+        with pytest.raises(ValueError, match=f"holds a momentum network already: '{held}'"):
+            revkeras.to_momentum_net(second)
+        np.testing.assert_array_equal(first(X), expected)
+        plain = revkeras.to_plain(first)
+        np.testing.assert_allclose(plain(X), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_call_put_in_the_place_of_a_layers_own_stays():
+    model = chain([L.Dense(4), L.Dense(4)])
+    model.layers[1].call = own = model.layers[1].call
+    with pytest.raises(ValueError, match="has no run"):
+        revkeras.to_momentum_net(model)
+    assert vars(model.layers[1])["call"] is own
+    model = chain([Block(name="a"), Block(name="b")])
+    model.layers[1].call = own = model.layers[1].call
+    revkeras.to_plain(revkeras.to_momentum_net(model))
+    assert vars(model.layers[1])["call"] is own
+
+
+def test_parallel_towers_are_runs_of_their_own():
+    x = keras.Input((4,))
+    left, right = x, L.Dense(4)(x)
+    for i in range(3):
+        left, right = Block(name=f"left_{i}")(left), Block(name=f"right_{i}")(right)
+    model = keras.Model(x, [left, right])
+    expected = model(X)
+    revkeras.to_momentum_net(model, beta=1e-6)
+    expected_runs = [[f"{side}_{i}" for i in range(3)] for side in ("left", "right")]
+    assert sorted(runs(model)) == expected_runs
+    for found, y in zip(model(X), expected):
+        np.testing.assert_allclose(found, y, atol=1e-4)
+
+
+class Loop(keras.Model):
+    """Calls blocks in turn, by a function of a block and a tensor."""
+
+    def __init__(self, kind, step, **options):
+        super().__init__()
+        self.step = step
+        self.blocks = [kind(name=f"block_{i}", **options) for i in range(2)]
+
+    def call(self, x):
+        for block in self.blocks:
+            x = self.step(block, x)
+        return x
+
+
+class Joined(Block):
+    def call(self, x, training=None):
+        return super().call(x[0], training=training)
+
+
+class Lone(Block):
+    def call(self, x, training=None):
+        return (super().call(x, training=training),)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (
+            lambda: Loop(Joined, lambda block, x: block([x, x]), width=4),
+            "is called on several tensors in one argument",
+        ),
+        (lambda: Loop(Lone, lambda block, x: block(x)[0]), "returns a tuple of one tensor"),
+    ],
+)
+def test_blocks_that_are_called_in_ways_a_run_is_not(model, reason):
+    model = model()
+    model.blocks[0].build((None, 4)), model.blocks[1].build((None, 4))
+    expected = model(X)
+    with pytest.raises(ValueError, match=f"has no run(.|\n)*{reason}"):
+        revkeras.to_momentum_net(model)
+    with pytest.raises(ValueError, match=f"'block_0'.*{reason}"):
+        revkeras.to_momentum_net(model, layers=["block_0", "block_1"])
+    np.testing.assert_allclose(model(X), expected)
+
+
+def test_layers_called_in_loops_are_passed_over():
+    x = keras.Input((5, 4))
+    y = Block(name="b")(Block(name="a")(x))
+    for _ in range(2):
+        y = L.RNN(L.LSTMCell(4), return_sequences=True)(y)
+    assert runs(revkeras.to_momentum_net(keras.Model(x, y))) == [["a", "b"]]
+
+
+def test_a_model_that_fails_without_a_message():
+    model = Loop(Block, lambda block, x: block(x))
+    model(X)
+
+    def fails(block, x):
+        raise AssertionError
+
+    model.step = fails
+    keras.config.disable_traceback_filtering()  # which writes a message
+    try:
+        with pytest.raises(ValueError, match="could not be traced.*: AssertionError. Pass the"):
+            revkeras.to_momentum_net(model)
+    finally:
+        keras.config.enable_traceback_filtering()
+
+
+def test_a_model_of_two_arguments():
+    class Masked(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.embedding = L.Embedding(10, 4)
+            self.blocks = [Block(name=f"block_{i}") for i in range(3)]
+
+        def call(self, token_ids, padding_mask):
+            x = self.embedding(token_ids)
+            scale = keras.ops.cast(~keras.ops.equal(padding_mask, 0), x.dtype)[..., None]
+            for block in self.blocks:
+                x = block(x, scale=scale)
+            return x
+
+    model, tokens, mask = Masked(), np.ones((2, 5), "int32"), np.ones((2, 5), "int32")
+    expected = model(tokens, mask)
+    revkeras.to_momentum_net(model, beta=1e-6)
+    assert runs(model) == [["block_0", "block_1", "block_2"]]
+    np.testing.assert_allclose(model(tokens, mask), expected, atol=1e-4)

@@ -65,6 +65,24 @@ def test_a_shared_block_stays_shared_and_options_are_passed_on():
     assert split(X).shape == (6, 4)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Gated(Scaled):
+    """A residual block that needs an argument."""
+
+    def call(self, x, scale):
+        return x + self.dense(x) * scale
+
+
+def test_residual_blocks_that_need_an_argument():
+    blocks, scale = [Gated() for _ in range(3)], np.full((6, 1), 0.5, "float32")
+    stack = revkeras.to_reversible(blocks, residual=True)
+    found = stack(X, scale=scale)
+    functions = [lambda x, block=block: np.array(block.dense(x)) * scale for block in blocks]
+    np.testing.assert_allclose(found, two_streams(stack, functions, X), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="is not residual: its input does not reach"):
+        revkeras.to_reversible([Gated(), Scaled()], residual=True)(X, scale=scale)
+
+
 def test_a_stack_of_residual_blocks_in_a_file(tmp_path):
     stack = revkeras.to_reversible([Block() for _ in range(3)], residual=True)
     model = keras.Sequential([keras.Input((4,)), stack, L.Dense(2)])
@@ -154,14 +172,30 @@ def test_arguments_and_more_outputs_are_written_out():
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_models_of_the_library_become_plain(tmp_path):
-    model = revkeras.models.ReversibleTransformer(
-        20, decoder_layers=2, hidden_dim=8, num_heads=2, max_length=8
-    )
+def small_transformer():
     tokens = np.ones((2, 5), "int32")
     data = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+    sizes = {"hidden_dim": 8, "num_heads": 2, "max_length": 8}
+    return revkeras.models.ReversibleTransformer(20, decoder_layers=2, **sizes), data
+
+
+def small_irevnet():
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype("float32")
+    options = {"include_top": False, "input_shape": (8, 8, 3)}
+    return revkeras.models.IRevNet((1, 1), (1, 2), **options), images
+
+
+@pytest.mark.parametrize("build", [small_transformer, small_irevnet])
+def test_models_of_the_library_become_plain(build, tmp_path):
+    model, data = build()
+    model.compile("adam", "mse")
     plain = revkeras.to_plain(model)
+    assert type(plain) is type(keras.Model(plain.input, plain.output))
+    assert plain.compiled
     np.testing.assert_allclose(plain(data), model(data), rtol=1e-5, atol=1e-5)
+    plain.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(loaded(data), model(data), rtol=1e-5, atol=1e-5)
     plain.export(tmp_path / "saved", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "saved")
     np.testing.assert_allclose(loaded.serve(data), model(data), rtol=1e-4, atol=1e-5)

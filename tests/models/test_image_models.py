@@ -180,6 +180,34 @@ def test_momentum_net_is_a_residual_network_for_a_small_beta():
     np.testing.assert_allclose(model(x), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: models.RevNet(38, classes=np.int64(3)),
+        lambda: models.RevViT(
+            input_shape=(32, 32, 3), classes=np.int64(3), patch_size=np.int64(16)
+        ),
+        lambda: models.IRevNet(
+            (np.int64(1),), (2,), True, (16, 16, 3), None, np.int64(3), bottleneck=np.int64(4)
+        ),
+        lambda: models.MomentumNet([keras.layers.Dense(4)], True, (4,), np.int64(3)),
+    ],
+    ids=["revnet", "rev_vit", "irevnet", "momentum_net"],
+)
+def test_sizes_of_numpy(build):
+    with keras.StatelessScope(initialize_variables=False):
+        assert build().output_shape == (None, 3)
+
+
+@pytest.mark.parametrize("build", [small_irevnet, small_momentum_net])
+def test_weights_of_a_file(build, tmp_path):
+    model = build()
+    model.save_weights(tmp_path / "m.weights.h5")
+    found = build(weights=str(tmp_path / "m.weights.h5"))
+    np.testing.assert_array_equal(found(IMAGES), model(IMAGES))
+    assert not np.array_equal(build(weights=None)(IMAGES), model(IMAGES))
+
+
 def test_revnet_without_a_top():
     for pooling, shape in (None, (None, 8, 8, 112)), ("avg", (None, 112)), ("max", (None, 112)):
         with keras.StatelessScope(initialize_variables=False):
@@ -211,6 +239,16 @@ def test_revnet_without_a_top():
         (lambda: models.RevViT("huge"), "`size`: expected one of.*size='huge'"),
         (lambda: models.RevViT(input_shape=(30, 32, 3)), "divisible by 16"),
         (lambda: models.RevViT(patch_size=0), "`patch_size`.*patch_size=0"),
+        (
+            lambda: models.RevViT(input_shape=(None, 32, 3)),
+            "`input_shape`: expected a known height",
+        ),
+        (lambda: models.IRevNet(18), "`blocks`: expected a list of positive.*blocks=18"),
+        (lambda: models.IRevNet((1, 1), 2), "`strides`: expected 2 times 1 or 2.*strides=2"),
+        (
+            lambda: small_momentum_net(weights="imagenet"),
+            "`weights`: expected None.*the path.*weights='imagenet'",
+        ),
     ],
 )
 def test_bad_input(build, message):

@@ -80,6 +80,14 @@ def test_features_without_the_top_and_a_fixed_length():
     assert model.output_shape == (None, 6, 8)
 
 
+def test_sizes_of_numpy_and_weights_of_a_file(tmp_path):
+    sizes = {name: np.int64(size) for name, size in SIZES.items()}
+    model = ReversibleTransformer(20, np.int64(1), classes=np.int64(3), **sizes)
+    model.save_weights(tmp_path / "m.weights.h5")
+    found = ReversibleTransformer(20, 1, classes=3, weights=tmp_path / "m.weights.h5", **SIZES)
+    np.testing.assert_array_equal(found(inputs()), model(inputs()))
+
+
 def test_chunks_change_nothing():
     whole, chunked = FeedForwardBlock(16), FeedForwardBlock(16, chunks=4)
     x = tf.constant(RNG.standard_normal((2, 10, 8)), "float32")
@@ -147,6 +155,7 @@ def test_drawn_tokens_repeat_with_their_seed_and_stop():
         ({"encoder_layers": -1}, "`encoder_layers`: expected an integer of at least 0"),
         ({"encoder_layers": 1, "num_heads": 3}, "`num_heads`: expected a divisor"),
         ({"encoder_layers": 1, "max_length": 0}, "`max_length`: expected a positive"),
+        ({"encoder_layers": 1, "intermediate_dim": 0}, "`intermediate_dim`: expected a positive"),
         ({"decoder_layers": 1, "classes": 3}, "`classes`: expected None beside a decoder"),
         ({"encoder_layers": 1, "classes": -3}, "`classes`: expected a positive"),
         ({"encoder_layers": 1, "input_shape": (20,)}, "a length of at most max_length=12"),
@@ -167,12 +176,15 @@ def test_bad_sizes(arguments, message):
         ({"temperature": -1.0}, "`temperature`: expected at least 0"),
         ({"padding_mask": np.zeros((3, 6))}, "`token_ids`: expected prompts"),
         ({"encoder_inputs": {}}, "`encoder_inputs`: expected None"),
+        ({"padding_mask": PADDED[:, ::-1]}, "`padding_mask`: expected padding at the end"),
+        ({"padding_mask": PADDED[:, :5]}, r"`padding_mask`: expected the shape \(3, 6\).*\(3, 5\)"),
+        ({"token_ids": TOKENS[0]}, r"`token_ids`: expected prompts of shape \(batch, length\)"),
     ],
 )
 def test_bad_prompts(arguments, message):
     model = ReversibleTransformer(20, decoder_layers=1, **SIZES)
     with pytest.raises(ValueError, match=message):
-        model.generate(TOKENS, **{"max_length": 8, **arguments})
+        model.generate(**{"token_ids": TOKENS, "max_length": 8, **arguments})
 
 
 def test_missing_encoder_inputs():

@@ -11,7 +11,7 @@ from revkeras.backprop.tensorflow.graph import (
     shared,
     snapshot,
 )
-from revkeras.backprop.tensorflow.layer_calls import is_same_tensor, layer_calls
+from revkeras.backprop.tensorflow.layer_calls import is_read, is_same_tensor, layer_calls
 from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
 from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
@@ -26,6 +26,7 @@ __all__ = [
     "gradient_tape",
     "is_eager",
     "is_on_host",
+    "is_read",
     "is_same_tensor",
     "layer_calls",
     "offer_update",

@@ -10,6 +10,8 @@ import tensorflow as tf
 # Operations that hand a tensor on as it is.
 _PASSING = {"Identity", "IdentityN", "Cast", "EnsureShape", "StopGradient"}
 _ADDING = {"Add", "AddV2", "AddN"}
+# Operations that read a tensor's shape alone.
+_MEASURING = {"Shape", "ShapeN", "Size", "Rank"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,9 @@ class LayerCall:
         layer: The layer.
         source: What it was called on.
         output: What it returned first.
+        returned: How many things it returned in a tuple or list, or `None` for one without.
+        obstacle: What keeps the call from being looked at, if something does; then nothing
+            of what follows is known.
         arguments: Its further arguments, without those left `None`.
         adds_input: Whether something computed of the input is added to the input itself.
         keeps_input: Whether the input reaches the output through additions alone.
@@ -31,12 +36,14 @@ class LayerCall:
     layer: keras.layers.Layer
     source: Any
     output: Any
-    arguments: dict[str, Any]
-    adds_input: bool
-    keeps_input: bool
-    read_from: tuple[int, int]
-    readers: frozenset[int]
-    leaves: bool
+    returned: int | None
+    obstacle: str | None = None
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    adds_input: bool = False
+    keeps_input: bool = False
+    read_from: tuple[int, int] = (0, 0)
+    readers: frozenset[int] = frozenset()
+    leaves: bool = False
 
 
 def layer_calls(
@@ -60,7 +67,7 @@ def layer_calls(
     operations = graph.get_operations()
     number = {op.name: i for i, op in enumerate(operations)}
     leaving = {_key(x) for x in keras.tree.flatten(results)}
-    return [_as_call(*record, operations, number, leaving) for record in found]
+    return [_as_call(*record, graph, operations, number, leaving) for record in found]
 
 
 def is_same_tensor(a: tf.Tensor, b: tf.Tensor) -> bool:
@@ -68,6 +75,13 @@ def is_same_tensor(a: tf.Tensor, b: tf.Tensor) -> bool:
     if isinstance(a, tf.__internal__.EagerTensor) and isinstance(b, tf.__internal__.EagerTensor):
         return a.dtype == b.dtype and a.shape == b.shape and bool(tf.reduce_all(a == b))
     return _uncast(a) is _uncast(b)
+
+
+def is_read(x: tf.Tensor) -> bool:
+    """Whether an operation reads the values of a graph's tensor; of others nobody knows."""
+    if isinstance(x, tf.__internal__.EagerTensor):
+        return False
+    return any(op.type not in _MEASURING for op in x.consumers())
 
 
 def _uncast(x: Any) -> Any:
@@ -88,12 +102,16 @@ class _Recording:
         self.layers, self.graph, self.found = layers, graph, found
 
     def __enter__(self) -> None:
+        self.own = [vars(layer).get("call") for layer in self.layers]
         for layer in self.layers:
             layer.call = self._recorder(layer, layer.call)
 
     def __exit__(self, *_: Any) -> None:
-        for layer in self.layers:
-            del layer.call  # the class's shows again
+        for layer, own in zip(self.layers, self.own, strict=True):
+            if own is None:
+                del layer.call  # the class's shows again
+            else:
+                layer.call = own
 
     def _recorder(self, layer: keras.layers.Layer, call: Callable) -> Callable:
         def record(*args: Any, **kwargs: Any) -> Any:
@@ -113,12 +131,17 @@ def _as_call(
     outputs: Any,
     start: int,
     stop: int,
+    graph: Any,
     operations: list,
     number: dict,
     leaving: set,
 ) -> LayerCall:
-    source, *_ = keras.tree.flatten(next(iter(bound.values())))
-    output, *_ = keras.tree.flatten(outputs)
+    source = next(iter(bound.values()), None)
+    several = isinstance(outputs, (tuple, list))
+    output = next(iter(outputs), None) if several else outputs
+    returned = len(outputs) if several else None
+    if obstacle := _obstacle(source, output, graph):
+        return LayerCall(layer, source, output, returned, obstacle)
     same, kept, adds = {_key(source)}, {_key(source)}, False
     for op in operations[start:stop]:
         inputs = [_key(x) for x in op.inputs]
@@ -128,17 +151,25 @@ def _as_call(
         elif op.type in _ADDING:
             adds = adds or bool(same.intersection(inputs))
             kept.update(_key(y) for y in op.outputs if kept.intersection(inputs))
-    arguments = {k: v for k, v in list(bound.items())[1:] if v is not None and k != "training"}
-    readers = frozenset(number[op.name] for op in output.consumers())
-    leaves = _key(output) in leaving
     return LayerCall(
         layer,
         source,
         output,
-        arguments,
-        adds,
-        _key(output) in kept,
-        (start, stop),
-        readers,
-        leaves,
+        returned,
+        arguments={k: v for k, v in list(bound.items())[1:] if v is not None and k != "training"},
+        adds_input=adds,
+        keeps_input=_key(output) in kept,
+        read_from=(start, stop),
+        readers=frozenset(number[op.name] for op in output.consumers()),
+        leaves=_key(output) in leaving,
     )
+
+
+def _obstacle(source: Any, output: Any, graph: Any) -> str | None:
+    if isinstance(source, (list, tuple, dict)):
+        return "is called on several tensors in one argument"
+    if not tf.is_tensor(output):
+        return "returns something else than a tensor first"
+    if any(getattr(x, "graph", None) is not graph for x in (source, output)):
+        return "is called inside a loop or a branch, or on constants"
+    return None
