@@ -1,8 +1,9 @@
 """Run in every worker: trains with checkpoints; `RANK:STEP` says who is killed, and when.
 
 `python resuming.py FOLDER STAGE RANK:STEP` is killed. `python resuming.py FOLDER STAGE` goes on,
-and then compares the weights with those of a training that was never stopped. Then it does the same
-for Muon in bfloat16 at stage 3, stopped by an exception.
+and then compares the weights with those of a training that was never stopped. It also compares what
+Muon updates at stage 3, which all read in bfloat16, before and after a save in the middle of an
+epoch.
 """
 
 import contextlib
@@ -36,11 +37,18 @@ class Killed(keras.callbacks.Callback):
 
 
 class Stopped(keras.callbacks.Callback):
-    """Ends `fit` on all ranks, in the middle of an epoch."""
+    """Ends `fit` on all ranks after its first save; keeps what this rank updated until then."""
 
     def on_train_batch_begin(self, batch, logs=None):
-        if batch == EVERY + 2:
+        if batch == EVERY:
             raise KeyboardInterrupt
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.updated = updated(self.model)  # before `SaveAndResume` saves
+
+
+def updated(model):
+    return {own.variable.path: own.piece.numpy() for own in model.optimizer.owned().values()}
 
 
 class Losses(keras.callbacks.Callback):
@@ -74,8 +82,9 @@ def adamw():
     return keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(1e-2, 100))
 
 
-def train(directory, callbacks=(), stage=stage, make=adamw):
+def start(stage, make, policy="float32"):
     keras.backend.clear_session()
+    keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(1)
     strategy = ZeroStrategy(stage=stage, shard_bytes=64)
     with strategy.scope():
@@ -83,6 +92,11 @@ def train(directory, callbacks=(), stage=stage, make=adamw):
         optimizer = strategy.optimizer(make())
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer, loss, metrics=["accuracy"])
+    return strategy, model
+
+
+def train(directory, callbacks=(), started=None):
+    strategy, model = started or start(stage, adamw)
     random = np.random.default_rng(0)
     x = random.standard_normal((ROWS, FEATURES)).astype("float32")
     y = random.integers(0, 3, ROWS)
@@ -91,7 +105,7 @@ def train(directory, callbacks=(), stage=stage, make=adamw):
         strategy.shard((x, y), batch_size=BATCH),
         epochs=EPOCHS,
         verbose=0,
-        callbacks=[SaveAndResume(strategy, directory, EVERY, keep=2), losses, *callbacks],
+        callbacks=[*callbacks, SaveAndResume(strategy, directory, EVERY, keep=2), losses],
     )
     weights = {piece.name: piece.read() for piece in strategy.state_pieces()}
     return strategy, weights, losses.logs
@@ -104,14 +118,10 @@ if killed:
     raise AssertionError("not killed")
 
 
-def same_weights(found, expected):
-    for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-7, err_msg=name)
-
-
 strategy, weights, logs = train(folder / "stopped")
 _, expected, expected_logs = train(folder / "whole")
-same_weights(weights, expected)
+for name, values in expected.items():
+    np.testing.assert_allclose(weights[name], values, rtol=1e-6, atol=1e-7, err_msg=name)
 assert set(expected_logs) == set(range(EPOCHS))
 for epoch, by_name in logs.items():
     for name, value in by_name.items():
@@ -119,13 +129,14 @@ for epoch, by_name in logs.items():
 assert logs, "nothing was left to train"
 assert len(list((folder / "stopped").iterdir())) == 2
 
-keras.config.set_dtype_policy("mixed_bfloat16")
-whole_variables = {"stage": 3, "make": lambda: keras.optimizers.Muon(1e-2)}
+muon = 3, lambda: keras.optimizers.Muon(1e-2), "mixed_bfloat16"
+stopped = Stopped()
 with contextlib.suppress(KeyboardInterrupt):
-    train(folder / "rounded", [Stopped()], **whole_variables)
+    train(folder / "rounded", [stopped], start(*muon))
     raise AssertionError("not stopped")
-_, weights, _ = train(folder / "rounded", **whole_variables)
-_, expected, _ = train(folder / "rounded-whole", **whole_variables)
-same_weights(weights, expected)
+strategy, model = start(*muon)
+assert strategy.restore_checkpoint(folder / "rounded") == EVERY
+for name, values in updated(model).items():
+    np.testing.assert_array_equal(values, stopped.updated[name], err_msg=name)
 print("same weights", sorted(logs))
 strategy.engine.close()
