@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-00000100` with two files a rank, the values (`.bin`) and
 what they are (`.json`), and a `manifest.json`. It is written under another name and
-renamed when complete, so a folder of that name is whole unless a disk damaged it.
+renamed when complete, so a folder of that name is whole unless a disk damaged it. So is
+`step-00000100.old`, which stays where a write was stopped while it replaced that step's.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import shutil
 import uuid
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  makes NumPy know "bfloat16"
@@ -21,8 +22,9 @@ import numpy as np
 
 from revkeras.distribute import membership
 
-_COMPLETE = re.compile(r"step-(\d{8,})$")
-_UNFINISHED = re.compile(r"step-\d{8,}\.tmp-[0-9a-f]+$")
+_OLD = ".old"
+_COMPLETE = re.compile(rf"step-(\d{{8,}})({re.escape(_OLD)})?$")
+_UNFINISHED = re.compile(r"step-(\d{8,})\.tmp-[0-9a-f]+$")
 _CHUNK = 2**24
 _FORMAT = 1
 
@@ -119,9 +121,23 @@ class Checkpoint:
                 place = (piece, self.folder / f"{summary['file']}.bin")
                 self._pieces.setdefault(piece["name"], []).append(place)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each whole tensor in it, by name."""
-        return {name: tuple(places[0][0]["shape"]) for name, places in self._pieces.items()}
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Makes sure that it can give the tensors of these names.
+
+        Args:
+            shapes: By names, the shapes of whole tensors.
+
+        Raises:
+            CheckpointError: if one is not there, or has another shape.
+        """
+        for name, shape in shapes.items():
+            stored = _shape(self._places(name))
+            if stored != tuple(shape):
+                raise CheckpointError(
+                    f"Checkpoint {self.folder} has '{name}' of shape {stored}, and the model or "
+                    f"its optimizer has it of shape {tuple(shape)}. Expected the model and the "
+                    "optimizer that wrote it; train another one with a folder of its own."
+                )
 
     def local(self, rank: int) -> dict[str, np.ndarray]:
         """The small arrays that were one rank's own."""
@@ -134,13 +150,7 @@ class Checkpoint:
         Raises:
             CheckpointError: if it is not there, or not all of it.
         """
-        places = self._pieces.get(name)
-        if places is None:
-            near = ", ".join(sorted(self._pieces)[:5])
-            raise CheckpointError(
-                f"Checkpoint {self.folder} has no tensor '{name}'. Expected the model and the "
-                f"optimizer that wrote it; it has {len(self._pieces)} tensors: {near}, ..."
-            )
+        places = self._places(name)
         dtype = np.dtype(places[0][0]["dtype"])
         values = np.empty(stop - start, dtype)
         filled = 0
@@ -156,7 +166,7 @@ class Checkpoint:
         if filled != stop - start:
             raise CheckpointError(
                 f"Checkpoint {self.folder} holds {filled} of the elements {start} to {stop} of "
-                f"'{name}', whose shape in it is {tuple(places[0][0]['shape'])}."
+                f"'{name}', whose shape in it is {_shape(places)}."
             )
         return values
 
@@ -170,6 +180,16 @@ class Checkpoint:
             except OSError as error:
                 found.append(f"{file.name}: {error.strerror}")
         return found
+
+    def _places(self, name: str) -> list[tuple[dict, Path]]:
+        places = self._pieces.get(name)
+        if places is None:
+            near = ", ".join(sorted(self._pieces)[:5])
+            raise CheckpointError(
+                f"Checkpoint {self.folder} has no tensor '{name}'. Expected the model and the "
+                f"optimizer that wrote it; it has {len(self._pieces)} tensors: {near}, ..."
+            )
+        return places
 
     def _manifest(self) -> dict:
         try:
@@ -212,7 +232,7 @@ def newest(directory: str | os.PathLike, *, rank: int = 0, size: int = 1) -> Che
     directory = Path(directory)
     names = membership.exchange(_names(directory))[0]
     damaged = []
-    for name in sorted(names, reverse=True):
+    for name in sorted(names, key=_age, reverse=True):
         if _UNFINISHED.match(name):
             _warn(
                 rank, f"{directory / name} is a checkpoint that was never completed. Passed over."
@@ -287,17 +307,20 @@ def _write_rank(
 def _complete(directory: Path, unfinished: Path, name: str, manifest: dict, keep: int) -> None:
     body = json.dumps(manifest).encode()
     _write_file(unfinished / "manifest.json", _checksum(body).encode() + b"\n" + body)
-    if (directory / name).exists():  # written before, by a run that came here a second time
-        shutil.rmtree(directory / name)
+    old = directory / f"{name}{_OLD}"
+    if (directory / name).exists():  # a kill at any place leaves this one or that one whole
+        shutil.rmtree(old, ignore_errors=True)
+        (directory / name).rename(old)
     unfinished.rename(directory / name)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    others = sorted(each for each in _names(directory) if _COMPLETE.match(each) and each != name)
-    for old in others[: max(len(others) + 1 - keep, 0)]:
-        shutil.rmtree(directory / old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    others = [each for each in _names(directory) if _COMPLETE.match(each) and each != name]
+    for each in sorted(others, key=_age)[: max(len(others) + 1 - keep, 0)]:
+        shutil.rmtree(directory / each, ignore_errors=True)
 
 
 def _names(directory: Path) -> list[str]:
@@ -305,6 +328,16 @@ def _names(directory: Path) -> list[str]:
         return []
     names = (each.name for each in directory.iterdir())
     return [name for name in names if _COMPLETE.match(name) or _UNFINISHED.match(name)]
+
+
+def _age(name: str) -> tuple[int, bool]:
+    """What folders' names are sorted by, from the oldest."""
+    step = (_COMPLETE.match(name) or _UNFINISHED.match(name))[1]
+    return int(step), not name.endswith(_OLD)
+
+
+def _shape(places: Sequence[tuple[dict, Path]]) -> tuple[int, ...]:
+    return tuple(places[0][0]["shape"])
 
 
 def _remove_unfinished(directory: Path) -> None:

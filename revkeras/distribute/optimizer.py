@@ -81,6 +81,11 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
     def iterations(self) -> Any:
         return self._hidden.inner.iterations
 
+    @property
+    def batches(self) -> int:
+        """How many batches it has taken; `iterations` counts accumulated ones as one."""
+        return int(self._hidden.core._iterations)
+
     def scale_loss(self, loss: Any) -> Any:
         return self._hidden.inner.scale_loss(loss)
 
@@ -242,7 +247,10 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
 
     def publish_exactly(self) -> None:
         """Gives every rank all bits of parameters that it had in 16."""
-        if self._engine.size > 1 and self._hidden.exchange.rounds:
+        if self._engine.size == 1:
+            return
+        self._hidden.exchange.follow()  # what was assigned stays
+        if self._hidden.exchange.rounds:
             self._hidden.exchange.publish(exactly=True)
 
     def finalize_variable_values(self, var_list: list) -> None:

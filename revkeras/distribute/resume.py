@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,45 +10,47 @@ import numpy as np
 
 from revkeras.distribute import checkpoint
 from revkeras.distribute.tensorflow.replay import iterator_at
+from revkeras.distribute.training_state import held_by, trained
+
+# The place in `fit`, `None` where it is not known, and this rank's small arrays that belong to it.
+Progress = Callable[[], tuple[dict | None, dict]]
 
 _VERSION = random.getstate()[0]
 
 
-def save(
-    strategy: Any,
-    directory: str | os.PathLike,
-    step: int | None = None,
-    keep: int = 3,
-    position: dict | None = None,
-    local: dict | None = None,
-) -> str:
+def save(strategy: Any, directory: str | os.PathLike, keep: int = 3) -> str:
     """Writes a checkpoint of all that the strategy trains; see `ZeroStrategy.save_checkpoint`."""
     _check_keep(keep)
-    if step is None:
-        step = int(strategy.models[0].optimizer.iterations) if strategy.models else 0
+    for model in trained(strategy):
+        strategy.publish_exactly(model)  # masters and shards, of which either is written, agree
+    position, local = strategy.progress()
     folder = checkpoint.write(
         directory,
         strategy.state_pieces(),
-        step=step,
+        step=_step(strategy),
         rank=strategy.rank,
         size=strategy.size,
         keep=keep,
         position=position,
-        local={**{name: v.numpy() for name, v in _seeds(strategy).items()}, **(local or {})},
+        local={**local, **{name: v.numpy() for name, v in _seeds(strategy).items()}},
     )
     return str(folder)
 
 
 def restore(strategy: Any, directory: str | os.PathLike) -> checkpoint.Checkpoint | None:
     """Takes the last good checkpoint on; see `ZeroStrategy.restore_checkpoint`."""
+    trained(strategy)
     found = checkpoint.newest(directory, rank=strategy.rank, size=strategy.size)
     if found is None:
         return None
+    found.check({held.name: held.shape for held in held_by(strategy, written=False)})
     strategy.restore_pieces(found.read_range)
+    local = {}
     if found.size == strategy.size:  # with more or fewer workers, seeds stay as they started
-        stored = found.local(strategy.rank)
+        local = found.local(strategy.rank)
         for name, v in _seeds(strategy).items():
-            v.assign(stored[name])
+            v.assign(local[name])
+    strategy.progress = lambda: (found.position, local)
     return found
 
 
@@ -58,7 +61,7 @@ class SaveAndResume(keras.callbacks.Callback):
     and training goes on at that place of that epoch: the batches before it are read from
     the dataset and passed over. A run that was interrupted therefore ends with the same weights
     as one that was not, if the dataset gives the same batches again: set a seed for
-    what is shuffled.
+    what is shuffled. `strategy.save_checkpoint` writes the place in `fit` too from then on.
 
     Args:
         strategy: The `ZeroStrategy` that the model was built under.
@@ -90,87 +93,102 @@ class SaveAndResume(keras.callbacks.Callback):
         self._started = False
         self._step = self._saved = 0
         self._epoch = self._batch = 0
-        self._passed_over = 0
-        self._metrics: dict | None = None
+        self._end_resuming()
         self._random: np.ndarray | None = None  # Keras shuffles by Python's generator
+        self._at_epoch = _random_state()
+        self._train: Any = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        if self._started:  # a later `fit` of the same program is not resumed
-            return
-        self._started = True
-        found = restore(self._strategy, self._directory)
-        if found is None or found.position is None:
-            return
-        self._step = self._saved = found.step
-        self._epoch, self._passed_over = found.position["epoch"], found.position["batch"]
-        if found.size == self._strategy.size:
-            self._metrics = found.local(self._strategy.rank)
-            self._random = self._metrics["random"]
-        for dataset in self._strategy.datasets:
-            for _ in range(self._epoch):
-                dataset.on_epoch_begin()
-                dataset.on_epoch_end()
-        self.model._initial_epoch = self._epoch
-        self._pass_over(self.model.train_function)
+        self._end_resuming()
+        if not self._started:  # a later `fit` of the same program is not resumed
+            self._started = True
+            found = restore(self._strategy, self._directory)
+            self._step = self._saved = _step(self._strategy)
+            if found is not None and found.position is not None:
+                self._resume(found)
+        # Counts each batch before any callback can save what it led to.
+        if self.model.train_function != self._run:
+            self._train, self.model.train_function = self.model.train_function, self._run
+        self._strategy.progress = self._progress
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch, self._batch = epoch, 0
         if self._random is not None:
             random.setstate((_VERSION, tuple(self._random.tolist()), None))
         self._random = None
-        self._at_epoch = np.array(random.getstate()[1], "int64")
+        self._at_epoch = _random_state()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        if batch < self._passed_over:
-            self._batch = batch + 1
-            return
-        self._step += batch + 1 - self._batch
-        self._batch = batch + 1
         if self._step // self._every > self._saved // self._every:
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self._epoch, self._batch, self._passed_over = epoch + 1, 0, 0
+        self._epoch, self._batch = epoch + 1, 0
+        self._at_epoch = _random_state()
+        self._end_resuming()
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self.model._initial_epoch = None
+        self.model.train_function = self._train
         if self._step > self._saved:
             self._save()
 
     def _save(self) -> None:
-        position = {"epoch": self._epoch, "batch": self._batch}
-        metrics = {name: v.numpy() for name, v in _metric_variables(self.model).items()}
-        local = {**metrics, "random": self._at_epoch}
-        save(self._strategy, self._directory, self._step, self._keep, position, local)
+        save(self._strategy, self._directory, self._keep)
         self._saved = self._step
 
-    def _pass_over(self, train: Any) -> None:
-        """Has the resumed epoch's first steps read their batches, and do no more."""
-        epoch, steps = self._epoch, self.params.get("steps")
-        at = None
+    def _progress(self) -> tuple[dict | None, dict]:
+        position = {"epoch": self._epoch, "batch": max(self._batch, self._passed_over)}
+        if self._metrics is not None:  # not restored yet
+            return position, self._metrics
+        metrics = {name: v.numpy() for name, v in _metric_variables(self.model).items()}
+        return position, {**metrics, "random": self._at_epoch}
 
-        def resumed(iterator: Any) -> dict:
-            nonlocal at
-            if self._epoch != epoch:
-                self.model.train_function = train
-                return train(iterator)
-            at = at or iterator_at(iterator, epoch, steps)
+    def _resume(self, found: checkpoint.Checkpoint) -> None:
+        self._epoch, self._passed_over = found.position["epoch"], found.position["batch"]
+        if found.size == self._strategy.size:
+            self._metrics = found.local(self._strategy.rank)
+            self._random = self._metrics.get("random")
+        for dataset in self._strategy.datasets:
+            for _ in range(self._epoch):
+                dataset.on_epoch_begin()
+                dataset.on_epoch_end()
+        self.model._initial_epoch = self._epoch
+        self._resumes = True
+
+    def _end_resuming(self) -> None:
+        self._resumes, self._passed_over = False, 0
+        self._iterator: Any = None
+        self._metrics: dict | None = None
+
+    def _run(self, iterator: Any) -> dict:
+        """Trains on the next batches; the resumed epoch's first are read, and no more."""
+        steps = self.model.steps_per_execution
+        if self._resumes:
+            self._iterator = self._iterator or iterator_at(
+                iterator, self._epoch, self.params.get("steps")
+            )
+            iterator = self._iterator
             left = self._passed_over - self._batch
-            if left <= 0:
-                return train(at)
-            for _ in range(min(self.model.steps_per_execution, left)):
-                batch = next(at)
-            self._restore_metrics(batch)
-            return self.model.get_metrics_result()
-
-        self.model.train_function = resumed
+            if left > 0:
+                for _ in range(min(steps, left)):
+                    batch = next(iterator)
+                self._batch += steps
+                self._restore_metrics(batch)
+                return self.model.get_metrics_result()
+        logs = self._train(iterator)
+        self._metrics = None
+        self._step += steps
+        self._batch += steps
+        return logs
 
     def _restore_metrics(self, batch: Any) -> None:
         """Metrics are made at their first batch, and are then what they were."""
         if self._metrics is not None:
             self.model._symbolic_build(data_batch=batch)
             for name, v in _metric_variables(self.model).items():
-                v.assign(self._metrics[name])
+                if name in self._metrics:
+                    v.assign(self._metrics[name])
             self._metrics = None
 
 
@@ -180,6 +198,15 @@ def _check_keep(keep: Any) -> None:
             "Invalid value for argument `keep`: expected at least 1 checkpoint, received "
             f"keep={keep!r}."
         )
+
+
+def _step(strategy: Any) -> int:
+    """How many batches the strategy's optimizers have taken, which numbers checkpoints."""
+    return sum(model.optimizer.batches for model in trained(strategy))
+
+
+def _random_state() -> np.ndarray:
+    return np.array(random.getstate()[1], "int64")
 
 
 def _seeds(strategy: Any) -> dict[str, Any]:

@@ -123,6 +123,7 @@ class ZeroStrategy:
         self._settings = deepspeed.Settings()
         self.datasets = weakref.WeakSet()  # those whose order Keras has changed each epoch
         self.models: list[keras.Model] = []
+        self.progress: resume.Progress = lambda: (None, {})  # of `fit`, as far as it is known
         self._prepared: list[keras.Model] = []
         self._new: list[keras.Variable] = []
         self._initialize = keras.Variable._initialize
@@ -229,9 +230,17 @@ class ZeroStrategy:
         if self.size > 1:
             models.take_part(model, self, lambda x: self._build(model, x))
 
+    def prepare(self, model: keras.Model) -> None:
+        """Shards a built model, if that is not done already."""
+        if self.size > 1 and not self._is_prepared(model):
+            self._prepare(model)
+
+    def _is_prepared(self, model: keras.Model) -> bool:
+        return any(m is model for m in self._prepared)
+
     def _build(self, model: keras.Model, x: Any) -> None:
         """Builds a model that waited for its first batch."""
-        if any(m is model for m in self._prepared):
+        if self._is_prepared(model):
             return
         with self.scope():
             keras.src.backend.compute_output_spec(model, spec_of(x), training=False)
@@ -283,6 +292,9 @@ class ZeroStrategy:
     def save_checkpoint(self, directory: str | os.PathLike, keep: int = 3) -> str:
         """Writes parameters, optimizer and step into a new folder; call it on all workers.
 
+        The step is how many batches the optimizer has taken; of several models, it is the sum. The
+        place in `fit` is written too where a `SaveAndResume` knows it.
+
         Each worker writes what it holds, with checksums, one tensor at a time. The folder is
         renamed when it is complete, so an interrupted write leaves the last one as it is.
         `SaveAndResume` does this while `fit` runs.
@@ -297,7 +309,8 @@ class ZeroStrategy:
             String, the checkpoint's own folder, such as `"checkpoints/step-00000100"`.
 
         Raises:
-            CheckpointError: if a worker cannot write; says which.
+            CheckpointError: if a worker cannot write; says which. Also if no model was compiled
+                in the scope, or one is not built.
         """
         return resume.save(self, directory, keep=keep)
 
@@ -314,7 +327,8 @@ class ZeroStrategy:
             Integer, the step at which it was saved; `None` if there is no checkpoint.
 
         Raises:
-            CheckpointError: if all are damaged, or it is not of this model and optimizer.
+            CheckpointError: if all are damaged, or it is not of this model and optimizer. Also
+                if no model was compiled in the scope, or one is not built.
         """
         found = resume.restore(self, directory)
         return None if found is None else found.step

@@ -4,6 +4,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import keras
+
+from revkeras.distribute.checkpoint import CheckpointError
 from revkeras.distribute.parameters import is_sharded, shard_of
 from revkeras.distribute.partition import own_range
 from revkeras.distribute.state import Held
@@ -18,8 +21,13 @@ def held_by(strategy: Any, written: bool) -> Iterator[Held]:
         strategy: The strategy.
         written: Whether each element of the state is to be in it once among all ranks, as
             checkpoints have it, and not as often as it is held.
+
+    Raises:
+        CheckpointError: if a model has no variables yet, or the strategy no model.
     """
-    for model in strategy.models:
+    for model in trained(strategy):
+        _check_built(model)
+        strategy.prepare(model)
         optimizer = model.optimizer
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
@@ -34,6 +42,27 @@ def held_by(strategy: Any, written: bool) -> Iterator[Held]:
                 has_masters = strategy.size > 1 and id(v) in trainable
                 yield from _held(strategy, name, v, owned.get(id(v)), has_masters, written)
         yield from optimizer.held(names)
+
+
+def trained(strategy: Any) -> list[keras.Model]:
+    """The strategy's models, of which there has to be one."""
+    if not strategy.models:
+        raise CheckpointError(
+            "The strategy trains no model, so there is no state to save or to restore. Expected "
+            "a model that was compiled in its scope: `with strategy.scope(): model = "
+            "build_model(); model.compile(strategy.optimizer(...), ...)`."
+        )
+    return strategy.models
+
+
+def _check_built(model: keras.Model) -> None:
+    if not model.built:
+        raise CheckpointError(
+            f"The model '{model.name}' is not built: its variables would be made by its first "
+            "batch, so there are none to save or to restore. Expected a model that knows its input "
+            "shape: start it with keras.Input, or call model.build(input_shape) in "
+            "strategy.scope()."
+        )
 
 
 def _held(

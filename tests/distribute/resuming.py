@@ -1,9 +1,12 @@
 """Run in every worker: trains with checkpoints; `RANK:STEP` says who is killed, and when.
 
 `python resuming.py FOLDER STAGE RANK:STEP` is killed. `python resuming.py FOLDER STAGE` goes on,
-and then compares the weights with those of a training that was never stopped.
+and then compares the weights with those of a training that was never stopped. It also compares what
+Muon updates at stage 3, which all read in bfloat16, before and after a save in the middle of an
+epoch.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -33,6 +36,21 @@ class Killed(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Stopped(keras.callbacks.Callback):
+    """Ends `fit` on all ranks after its first save; keeps what this rank updated until then."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == EVERY:
+            raise KeyboardInterrupt
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.updated = updated(self.model)  # before `SaveAndResume` saves
+
+
+def updated(model):
+    return {own.variable.path: own.piece.numpy() for own in model.optimizer.owned().values()}
+
+
 class Losses(keras.callbacks.Callback):
     """Each epoch's logs, which a resumed epoch has over all of its batches."""
 
@@ -60,16 +78,25 @@ def build():
     )
 
 
-def train(directory, callbacks=()):
+def adamw():
+    return keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(1e-2, 100))
+
+
+def start(stage, make, policy="float32"):
     keras.backend.clear_session()
+    keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(1)
     strategy = ZeroStrategy(stage=stage, shard_bytes=64)
     with strategy.scope():
         model = build()
-        rate = keras.optimizers.schedules.CosineDecay(1e-2, 100)
-        optimizer = strategy.optimizer(keras.optimizers.AdamW(rate))
+        optimizer = strategy.optimizer(make())
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer, loss, metrics=["accuracy"])
+    return strategy, model
+
+
+def train(directory, callbacks=(), started=None):
+    strategy, model = started or start(stage, adamw)
     random = np.random.default_rng(0)
     x = random.standard_normal((ROWS, FEATURES)).astype("float32")
     y = random.integers(0, 3, ROWS)
@@ -78,7 +105,7 @@ def train(directory, callbacks=()):
         strategy.shard((x, y), batch_size=BATCH),
         epochs=EPOCHS,
         verbose=0,
-        callbacks=[SaveAndResume(strategy, directory, EVERY, keep=2), losses, *callbacks],
+        callbacks=[*callbacks, SaveAndResume(strategy, directory, EVERY, keep=2), losses],
     )
     weights = {piece.name: piece.read() for piece in strategy.state_pieces()}
     return strategy, weights, losses.logs
@@ -90,6 +117,7 @@ if killed:
     train(folder / "stopped", [Killed(step)] if own == rank else [])
     raise AssertionError("not killed")
 
+
 strategy, weights, logs = train(folder / "stopped")
 _, expected, expected_logs = train(folder / "whole")
 for name, values in expected.items():
@@ -100,5 +128,15 @@ for epoch, by_name in logs.items():
         np.testing.assert_allclose(value, expected_logs[epoch][name], rtol=1e-5, err_msg=name)
 assert logs, "nothing was left to train"
 assert len(list((folder / "stopped").iterdir())) == 2
+
+muon = 3, lambda: keras.optimizers.Muon(1e-2), "mixed_bfloat16"
+stopped = Stopped()
+with contextlib.suppress(KeyboardInterrupt):
+    train(folder / "rounded", [stopped], start(*muon))
+    raise AssertionError("not stopped")
+strategy, model = start(*muon)
+assert strategy.restore_checkpoint(folder / "rounded") == EVERY
+for name, values in updated(model).items():
+    np.testing.assert_array_equal(values, stopped.updated[name], err_msg=name)
 print("same weights", sorted(logs))
 strategy.engine.close()

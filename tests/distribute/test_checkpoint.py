@@ -39,7 +39,7 @@ def test_what_is_written_is_read(tmp_path):
     checkpoint.write(tmp_path, _pieces(**tensors), step=12, position=position, local=local)
     found = checkpoint.newest(tmp_path)
     assert (found.step, found.size, found.position) == (12, 1, position)
-    assert found.shapes() == {name: x.shape for name, x in tensors.items()}
+    found.check({name: x.shape for name, x in tensors.items()})
     for name, x in tensors.items():
         values = found.read_range(name, 0, x.size)
         assert values.dtype == x.dtype
@@ -53,7 +53,11 @@ def test_what_is_written_is_read(tmp_path):
     with pytest.raises(
         CheckpointError, match="no tensor 'dense/bias'.* it has 3 tensors: dense/kernel"
     ):
-        found.read_range("dense/bias", 0, 1)
+        found.check({"dense/bias": (4,)})
+    with pytest.raises(
+        CheckpointError, match=r"has 'dense/kernel' of shape \(3, 4\), .* of shape \(4, 3\)"
+    ):
+        found.check({"dense/kernel": (4, 3)})
     with pytest.raises(CheckpointError, match=r"holds 2 of the elements 10 to 14 .* is \(3, 4\)"):
         found.read_range("dense/kernel", 10, 14)
 
@@ -64,6 +68,46 @@ def test_the_last_ones_are_kept(tmp_path):
         checkpoint.write(tmp_path, _pieces(x=np.full(3, step, "float32")), step=step, keep=2)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
     assert checkpoint.newest(tmp_path).read_range("x", 0, 1) == 4
+
+
+def test_steps_are_ordered_by_number(tmp_path):
+    for step in 99_999_999, 100_000_000:
+        checkpoint.write(tmp_path, _pieces(x=np.array(step)), step=step)
+    assert checkpoint.newest(tmp_path).step == 100_000_000
+    checkpoint.write(tmp_path, _pieces(x=np.array(0)), step=100_000_001, keep=2)
+    names = {each.name for each in tmp_path.iterdir()}
+    assert names == {"step-100000000", "step-100000001"}
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_while_a_step_is_written_again_loses_nothing(tmp_path, monkeypatch, renames):
+    """As `kill -9` would, it stops before any clean-up."""
+    checkpoint.write(tmp_path, _pieces(x=np.array(1)), step=1)
+    done, rename, remove = [], Path.rename, checkpoint.shutil.rmtree
+
+    def stop_after(self, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(target)
+        return rename(self, target)
+
+    def stop_then(folder, *args, **kwargs):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        remove(folder, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", stop_after)
+        patched.setattr(checkpoint.shutil, "rmtree", stop_then if renames else remove)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.write(tmp_path, _pieces(x=np.array(2)), step=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = checkpoint.newest(tmp_path)
+    assert found.read_range("x", 0, 1) == (2 if renames == 2 else 1)
+    checkpoint.write(tmp_path, _pieces(x=np.array(3)), step=1)
+    assert [each.name for each in tmp_path.iterdir()] == ["step-00000001"]
+    assert checkpoint.newest(tmp_path).read_range("x", 0, 1) == 3
 
 
 def _flip(file, place):

@@ -3,9 +3,11 @@
 import random
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
-from revkeras.distribute import SaveAndResume
+from revkeras.distribute import CheckpointError, SaveAndResume, ZeroStrategy, checkpoint
 from tests.distribute.workers import needs_horovod, run_under_horovod, run_workers
 
 _RESUMING = Path(__file__).with_name("resuming.py")
@@ -26,8 +28,110 @@ def test_the_same_under_horovod_at_stage_3(tmp_path):
 
 
 def test_any_stage_and_number_of_workers_goes_on(tmp_path):
-    for workers, stage in (2, 3), (3, 1), (1, 2):
+    for workers, stage in (3, 1), (2, 3), (1, 2):
         assert run_workers(_RESTAGING, workers, [tmp_path, stage]) == 0
+
+
+X = np.random.default_rng(0).standard_normal((24, 4)).astype("float32")
+DATA = {"x": X, "y": X[:, :1], "batch_size": 4, "shuffle": False, "verbose": 0}  # 6 batches
+
+
+def _restarted(*layers, **options):
+    """What a program that is started again has."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(1)
+    strategy = ZeroStrategy()
+    with strategy.scope():
+        model = keras.Sequential(layers or [keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile(strategy.optimizer(keras.optimizers.SGD(0.1, **options)), "mse")
+    return strategy, model
+
+
+def test_saves_by_hand_and_by_the_callback_have_one_counter(tmp_path):
+    options = {"gradient_accumulation_steps": 4}
+    strategy, model = _restarted(**options)
+    for _ in range(5):
+        model.train_on_batch(X, X[:, :1])
+    assert strategy.save_checkpoint(tmp_path).endswith("step-00000005")
+    for epochs in 1, 2:
+        strategy, model = _restarted(**options)
+        resume = SaveAndResume(strategy, tmp_path, every=3)
+        model.fit(**DATA, epochs=epochs, callbacks=[resume])
+        found = checkpoint.newest(tmp_path)
+        assert found.step == 5 + 6 * epochs
+        assert found.position == {"epoch": epochs, "batch": 0}
+        assert strategy.save_checkpoint(tmp_path) == str(found.folder)
+        assert checkpoint.newest(tmp_path).position == found.position
+    strategy, _ = _restarted(**options)
+    strategy.restore_checkpoint(tmp_path)
+    strategy.save_checkpoint(tmp_path)
+    assert checkpoint.newest(tmp_path).position == found.position
+
+
+def test_a_save_by_an_earlier_callback_has_the_place_in_fit(tmp_path):
+    class Stops(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 3:
+                strategy.save_checkpoint(tmp_path)
+                raise KeyboardInterrupt
+
+    strategy, model = _restarted()
+    model.fit(**DATA)
+    expected = model.get_weights()
+    strategy, model = _restarted()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(**DATA, callbacks=[Stops(), SaveAndResume(strategy, tmp_path)])
+    assert checkpoint.newest(tmp_path).position == {"epoch": 0, "batch": 4}
+    strategy, model = _restarted()
+    resume = SaveAndResume(strategy, tmp_path)
+    model.fit(**DATA, callbacks=[resume])
+    for found, weight in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(found, weight, rtol=1e-6)
+    model.fit(**DATA, callbacks=[resume])  # which is a whole one again
+    assert checkpoint.newest(tmp_path).step == 12
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    strategy, _ = _restarted(keras.Input((4,)), keras.layers.Dense(6, use_bias=False))
+    strategy.save_checkpoint(tmp_path)
+    for features, units in (6, 4), (4, 5):
+        strategy, model = _restarted(
+            keras.Input((features,)), keras.layers.Dense(units, use_bias=False)
+        )
+        before = model.get_weights()
+        message = rf"dense/kernel' of shape \(4, 6\), .* of shape \({features}, {units}\)"
+        with pytest.raises(CheckpointError, match=message):
+            strategy.restore_checkpoint(tmp_path)
+        np.testing.assert_array_equal(model.get_weights(), before)
+
+
+def test_a_model_that_is_not_built_is_refused(tmp_path):
+    strategy, model = _restarted(keras.layers.Dense(1))
+    with pytest.raises(CheckpointError, match="'sequential' is not built: .* keras.Input"):
+        strategy.save_checkpoint(tmp_path)
+    model.fit(**DATA, callbacks=[SaveAndResume(strategy, tmp_path)])
+    strategy, model = _restarted(keras.layers.Dense(1))
+    with pytest.raises(CheckpointError, match="'sequential' is not built: .* keras.Input"):
+        model.fit(**DATA, epochs=2, callbacks=[SaveAndResume(strategy, tmp_path)])
+    with strategy.scope():
+        model.build((None, 4))
+    model.fit(**DATA, epochs=2, callbacks=[SaveAndResume(strategy, tmp_path)])
+    assert int(model.optimizer.iterations) == 12
+
+
+def test_a_strategy_without_a_model_is_refused(tmp_path):
+    strategy = ZeroStrategy()
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(strategy.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    for refused in (
+        lambda: strategy.save_checkpoint(tmp_path),
+        lambda: strategy.restore_checkpoint(tmp_path),
+        lambda: model.fit(**DATA, callbacks=[SaveAndResume(strategy, tmp_path)]),
+    ):
+        with pytest.raises(CheckpointError, match="no model, .* compiled in its scope"):
+            refused()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,12 @@ def costs(folder, name, workers):
     ]
 
 
+def test_all_ranks_skip_a_step_that_overflows_on_one(runs):
+    for cost in costs(runs(2), "loss_scale", 2):
+        assert cost["updates"] == cases.STEPS - 1
+        assert cost["scale"] == 2.0**9
+
+
 def parameter_bytes(name):
     return sum(4 * w.size for w in expected(name))
 
