@@ -11,6 +11,11 @@ _WRITERS = (
     keras.callbacks.ProgbarLogger,
 )
 
+_OF_ONE_PROCESS = (
+    keras.callbacks.BackupAndRestore,
+    *([keras.callbacks.OrbaxCheckpoint] if hasattr(keras.callbacks, "OrbaxCheckpoint") else []),
+)
+
 
 class Exact(keras.callbacks.Callback):
     """Gives all workers the parameters in all their bits, where they read them in 16."""
@@ -24,6 +29,44 @@ class Exact(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self._strategy.publish_exactly(self.model)
+
+
+def refuse_unfit(callbacks: list, stage: int) -> None:
+    """Raises for callbacks of Keras that act on one worker as if it were alone."""
+    for callback in callbacks:
+        objection = _objection(callback, stage)
+        if objection:
+            raise ValueError(
+                "Invalid value for argument `callbacks`: expected those that many workers can "
+                f"call together, received a {type(callback).__name__}, {objection}"
+            )
+
+
+def _objection(callback: keras.callbacks.Callback, stage: int) -> str | None:
+    """Why not, and what to use in its place."""
+    if isinstance(callback, _OF_ONE_PROCESS):
+        return (
+            "whose files all workers would write at once. Use "
+            "revkeras.distribute.SaveAndResume(strategy, directory)."
+        )
+    if isinstance(callback, keras.callbacks.SwapEMAWeights):
+        return (
+            "whose averages are spread over the workers. Leave it out: with an optimizer that has "
+            "use_ema=True, `fit` ends with the averages as weights, and "
+            "ema_overwrite_frequency=n takes them on every n steps."
+        )
+    if isinstance(callback, keras.callbacks.TensorBoard):
+        if callback.embeddings_freq:
+            return (
+                "which writes on rank 0 alone and would save the weights there, where all have "
+                "to. Set embeddings_freq=0, and use keras.callbacks.ModelCheckpoint."
+            )
+        if callback.histogram_freq and stage == 3:
+            return (
+                "which writes on rank 0 alone and would read all weights there, where at stage 3 "
+                "all have to gather them. Set histogram_freq=0, or use stage 2."
+            )
+    return None
 
 
 def only_from_rank_0(callbacks: list, rank: int) -> list:

@@ -9,7 +9,7 @@ import numpy as np
 from revkeras.distribute import membership
 from revkeras.distribute.tensorflow.dataset import (
     is_dataset,
-    refuse_uneven,
+    rows_if_even,
     rows_of_rank,
     shuffle_seeds,
 )
@@ -18,8 +18,11 @@ from revkeras.distribute.tensorflow.dataset import (
 def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
     """The rank's part, see `ZeroStrategy.shard`."""
     if are_arrays(dataset):
-        _refuse_remainder(len(keras.tree.flatten(dataset)[0]), batch_size or 32, size)
-        dataset = Batches(dataset, 32 if batch_size is None else batch_size, _common_seed())
+        batch_size = 32 if batch_size is None else batch_size
+        rows = len(keras.tree.flatten(dataset)[0])
+        membership.agree({"the number of the arrays' rows": rows, "batch_size": batch_size})
+        _refuse_remainder(rows, batch_size, size)
+        dataset = Batches(dataset, batch_size, _common_seed())
     elif batch_size is not None:
         raise ValueError(
             "Invalid value for argument `batch_size`: expected None for a dataset that has batches "
@@ -28,8 +31,14 @@ def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
     if size == 1:
         return dataset
     if is_dataset(dataset):
-        refuse_uneven(dataset, size)
-        membership.agree({"the seeds by which the dataset shuffles": shuffle_seeds(dataset)})
+        rows = rows_if_even(dataset, size)
+        membership.agree(
+            {
+                "the number of the dataset's batches": int(dataset.cardinality()),
+                "the rows of its batches": rows,
+                "the seeds by which it shuffles": shuffle_seeds(dataset),
+            }
+        )
         return rows_of_rank(dataset, rank, size)
     if isinstance(dataset, keras.utils.PyDataset):
         if dataset.num_batches is None:
@@ -38,6 +47,7 @@ def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
                 "batches it has, as all workers need the same number; received one whose "
                 f"`num_batches` is None: {dataset!r}. Define `__len__`."
             )
+        membership.agree({"the number of the dataset's batches": dataset.num_batches})
         return RowsOfRank(dataset, rank, size, _common_seed())
     raise ValueError(
         "Invalid value for argument `dataset`: expected a tf.data.Dataset, a "

@@ -82,15 +82,13 @@ def read(config: str | os.PathLike | Mapping, workers: int) -> Settings:
     accumulation, micro = _batches(keys, workers)
     clipnorm = keys.take("gradient_clipping", 0.0)
     offload = _offload(keys)
+    threshold = keys.take(
+        "zero_optimization.stage3_param_persistence_threshold", _DEFAULT_PERSISTENCE
+    )
     return Settings(
         stage=_stage(keys),
         bucket_bytes=_buckets(keys),
-        shard_bytes=int(
-            _BYTES
-            * keys.take(
-                "zero_optimization.stage3_param_persistence_threshold", _DEFAULT_PERSISTENCE
-            )
-        ),
+        shard_bytes=max(int(_BYTES * threshold), 1),
         offload=offload,
         global_clipnorm=float(clipnorm) or None,
         gradient_accumulation_steps=accumulation if accumulation != 1 else None,

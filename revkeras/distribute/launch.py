@@ -1,6 +1,7 @@
 """Starts a script in several processes on this machine: `python -m revkeras.distribute.launch`."""
 
 import argparse
+import glob
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from revkeras.distribute.cluster import CONTROL_PORT
 
 _HOST = "127.0.0.1"
+_GPUS = "/dev/nvidia[0-9]*"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 # A worker that is told to stop has this long before it is killed. In seconds.
 _GRACE = 5.0
 
@@ -22,7 +25,8 @@ def launch(command: Sequence[str], workers: int) -> int:
     """Runs `command` in `workers` processes with `TF_CONFIG` for each, until all are through.
 
     Their output is passed on line by line, with the rank in front. When one of
-    them fails, or on Ctrl-C, the others are stopped.
+    them fails, or on Ctrl-C, the others are stopped. Where the machine has NVIDIA GPUs and
+    `CUDA_VISIBLE_DEVICES` is not set, each process sees one of them.
 
     Args:
         command: List of strings, the program and its arguments.
@@ -48,6 +52,7 @@ def launch(command: Sequence[str], workers: int) -> int:
             task = {"type": "worker", "index": rank}
             environ = {
                 **os.environ,
+                **_own_gpu(rank),
                 "TF_CONFIG": json.dumps({"cluster": cluster, "task": task}),
                 CONTROL_PORT: str(control),
                 "PYTHONUNBUFFERED": "1",
@@ -80,6 +85,14 @@ def launch(command: Sequence[str], workers: int) -> int:
         for reader in readers:
             reader.join(timeout=_GRACE)
     return status
+
+
+def _own_gpu(rank: int) -> dict[str, str]:
+    """What shows a process one of the machine's GPUs; TensorFlow would take the first in each."""
+    n_gpus = len(glob.glob(_GPUS))
+    if n_gpus == 0 or _VISIBLE in os.environ:
+        return {}
+    return {_VISIBLE: str(rank % n_gpus)}
 
 
 class _Terminated(BaseException):

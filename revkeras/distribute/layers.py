@@ -40,8 +40,12 @@ def arrange(
         own = [v for v in unit.variables if is_sharded(v)]
         if not own:
             continue
-        if isinstance(unit, (ReversibleSequential, Checkpoint)):
-            unit.residence = Spread(engine, unit.residence, dtypes)
+        fetches = isinstance(unit, (ReversibleSequential, Checkpoint))
+        residence = getattr(unit if fetches else unit.call, "residence", None)
+        if isinstance(residence, Spread):  # the model was compiled before, or shares the layer
+            residence.read_in = dtypes
+        elif fetches:
+            unit.residence = Spread(engine, residence, dtypes)
         elif sum(_bytes(v) for v in own) >= shard_bytes:
             _checkpoint(unit, Spread(engine, backprop.residence(None), dtypes))
         else:
@@ -76,6 +80,7 @@ def _checkpoint(layer: keras.layers.Layer, residence: Spread) -> None:
             return call(*args, **own, **kwargs)
         return call_checkpointed(layer, residence, layer, training, args, kwargs)
 
+    fetching.residence = residence
     layer.call = fetching
 
 

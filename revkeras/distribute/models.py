@@ -10,11 +10,16 @@ import keras
 
 from revkeras import backprop
 from revkeras.distribute import membership
-from revkeras.distribute.callbacks import only_from_rank_0
+from revkeras.distribute.callbacks import only_from_rank_0, refuse_unfit
 from revkeras.distribute.dataset import RowsOfRank
 from revkeras.distribute.files import saving_together
 from revkeras.distribute.metrics import result_of_all_ranks
 from revkeras.distribute.optimizer import ZeroOptimizer
+
+_LENGTHS = (
+    *("epochs", "initial_epoch", "steps_per_epoch"),
+    *("validation_steps", "validation_freq", "validation_split"),
+)
 
 
 @contextlib.contextmanager
@@ -93,18 +98,30 @@ def _from_rank_0(method: Callable, model: keras.Model, strategy: Any) -> Callabl
     def run(*args: Any, **kwargs: Any) -> Any:
         call = inspect.signature(method).bind(model, *args, **kwargs)
         given = call.arguments
+        if method.__name__ == "fit":
+            membership.agree(_length_of(call))
         if strategy.rank:
             given["verbose"] = 0
         callbacks = given.get("callbacks")
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.tree.flatten(callbacks) if callbacks else []
             own = [c for c in strategy.callbacks() if type(c) not in map(type, callbacks)]
+            refuse_unfit(callbacks, strategy.stage)
             given["callbacks"] = only_from_rank_0([*own, *callbacks], strategy.rank)
         if isinstance(given.get("x"), RowsOfRank) and method.__name__ == "fit":
             given["x"].shuffles, given["shuffle"] = given.get("shuffle", True), False
         return method(*call.args, **call.kwargs)
 
     return run
+
+
+def _length_of(fit: inspect.BoundArguments) -> dict:
+    """What says how many steps a call of `fit` takes, beside its data."""
+    fit = inspect.BoundArguments(fit.signature, dict(fit.arguments))
+    fit.apply_defaults()
+    given = fit.arguments
+    facts = {f"`fit`'s {name}": str(given[name]) for name in _LENGTHS if name in given}
+    return {**facts, "validation": given.get("validation_data") is not None}
 
 
 def _spec(data: Any) -> str:

@@ -1,7 +1,9 @@
 """The optimizer that updates this rank's part of the parameters."""
 
 import dataclasses
+import json
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,6 +97,15 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
     def get_config(self) -> dict:
         return self._hidden.inner.get_config()
 
+    def facts(self) -> dict:
+        """What the optimizers of all workers have in common, as JSON values."""
+        core = self._hidden.core
+        config = {"class": type(core).__name__, **core.get_config()}
+        config.pop("name", None)  # which counts the optimizers that a worker made before
+        config["loss scaling"] = self._hidden.scales
+        text = json.dumps(config, default=_as_json)
+        return {f"the optimizer's {key}": value for key, value in json.loads(text).items()}
+
     # Building: who updates what.
 
     def read_in(self, dtypes: dict[int, str]) -> None:
@@ -104,6 +115,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
     def build(self, variables: list) -> None:
         if self.built:
             return
+        self._check_it_is_compiled()
         variables, inner, core = list(variables), self._hidden.inner, self._hidden.core
         _refuse_overwritten(variables)
         with backprop.eager_scope(), births.unobserved():
@@ -122,6 +134,16 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         self._clipping = Clipping(self._engine, core, len(variables))
         if self._engine.size > 1 and self._hidden.scales:
             inner.check_finite = _on_all_ranks(inner.check_finite, self._engine)
+
+    def _check_it_is_compiled(self) -> None:
+        known = any(model.optimizer is self for model in self.strategy.models)
+        if self._engine.size > 1 and not known:
+            raise ValueError(
+                "A strategy's optimizer trains a model that was compiled outside of the strategy's "
+                "scope, so each worker would train for itself. Expected `with strategy.scope(): "
+                f"model.compile(...)`, received optimizer={self.name!r}, which is that of none of "
+                "the models compiled there."
+            )
 
     def _var_key(self, variable: Any) -> Any:
         return id(variable)  # the value of a variable that is sharded would be gathered
@@ -161,7 +183,9 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         piece = keras.Variable(values, dtype=dtype, name=variable.name)
         piece._path = variable.path
         if is_sharded(variable):
-            variable._followers.append(lambda value: piece.assign(ops.cast(value, dtype)))
+            # Those of an optimizer that another one took the place of are gone.
+            others = [follower for follower in variable._followers if follower() is not None]
+            variable._followers = [*others, weakref.ref(piece)]
         return piece
 
     def _range(self, i: int) -> tuple[int, int]:
@@ -259,6 +283,11 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         elif self._hidden.core.use_ema and self.built:
             self._hidden.core.finalize_variable_values([*self._pieces.values()])
             self._hidden.exchange.publish(exactly=True)
+
+
+def _as_json(value: Any) -> Any:
+    """What stands for an object, without its address, which differs by process."""
+    return value.tolist() if hasattr(value, "tolist") else type(value).__name__
 
 
 @dataclasses.dataclass

@@ -42,8 +42,9 @@ class ShardedVariable(keras.Variable):
         value = ops.cast(value, self._dtype)
         self._shard.assign(_own_slice(self._engine, value))
         if backprop.is_eager():
-            for follow in self._followers:
-                follow(value)
+            for follower in self._followers:
+                if (master := follower()) is not None:
+                    master.assign(ops.cast(value, master.dtype))
 
     def numpy(self) -> Any:
         return ops.convert_to_numpy(self.value)
@@ -79,7 +80,7 @@ def shard(variable: keras.Variable, engine: Any, initialize: Any, value: Any = N
     initialize(variable, _own_slice(engine, whole))
     variable._engine = engine
     variable._shard = _view(variable)
-    variable._followers = []  # called with what is assigned outside of graphs
+    variable._followers = []  # weak references to what takes on values assigned outside of graphs
     variable.__class__ = ShardedVariable
 
 
@@ -170,7 +171,7 @@ class Spread:
     def __init__(self, engine: Any, within: Any, read_in: dict[int, str]):
         self._engine = engine
         self._within = within
-        self._read_in = read_in
+        self.read_in = read_in
 
     def place(self) -> Any:
         return self._within.place()
@@ -185,7 +186,7 @@ class Spread:
             return values
         shards = backprop.after(gate, [values[i] for i in chosen])
         owners = [owners[i] for i in chosen]
-        wires = [self._read_in.get(id(owner), owner._dtype) for owner in owners]
+        wires = [self.read_in.get(id(owner), owner._dtype) for owner in owners]
         for i, whole in zip(chosen, gather(self._engine, owners, shards, wires)):
             values[i] = whole
         return values

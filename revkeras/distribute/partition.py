@@ -105,14 +105,22 @@ def even_buckets(sizes: Sequence[int], n_ranks: int, bucket_size: int) -> list[B
         n_ranks: Integer, how many ranks there are.
         bucket_size: Integer, the least size of a bucket but the last. In elements.
     """
+    return [
+        _cut([Segment(variable, 0, sizes[variable]) for variable in group], n_ranks)
+        for group in grouped(sizes, bucket_size)
+    ]
+
+
+def grouped(sizes: Sequence[int], bucket_size: int) -> list[list[int]]:
+    """The variables of each of the `even_buckets`."""
     groups, size = [[]], 0
     for variable in reversed(range(len(sizes))):
         if size >= bucket_size:
             groups.append([])
             size = 0
-        groups[-1].append(Segment(variable, 0, sizes[variable]))
+        groups[-1].append(variable)
         size += sizes[variable]
-    return [_cut(group, n_ranks) for group in groups if group]
+    return [group for group in groups if group]
 
 
 def whole_buckets(sizes: Sequence[int], n_ranks: int, bucket_size: int) -> list[Bucket]:

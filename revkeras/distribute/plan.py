@@ -8,8 +8,10 @@ import keras
 import ml_dtypes  # noqa: F401  makes NumPy know "bfloat16"
 import numpy as np
 
+from revkeras.checkpoint import Checkpoint
 from revkeras.distribute import layers
 from revkeras.distribute.optimizer import ELEMENTWISE
+from revkeras.distribute.partition import grouped
 from revkeras.reversible_sequential import ReversibleSequential
 
 _MASTER = 4  # bytes of a float32
@@ -30,7 +32,8 @@ class Plan:
         gradients: What is kept of the gradients until the update. In bytes.
         in_flight: What exists for a moment: at stage 3 the whole parameters of the block that
             computes and of the next, which is on its way, and the whole gradients of one;
-            at stages 1 and 2 one bucket. In bytes.
+            at stages 1 and 2 the largest bucket, which has at least one whole variable
+            where the optimizer is elementwise. In bytes.
         sent: What a worker sends in one step. In bytes.
     """
 
@@ -104,7 +107,7 @@ def plan(
 
     Args:
         model: A built Keras model; or, for one that does not exist yet, a sequence of integers,
-            how many parameters each of its blocks has.
+            how many parameters each of its blocks has, which count as one variable.
         stage: 1, 2 or 3. Defaults to `3`.
         workers: Integer, how many workers there are.
         optimizer: A Keras optimizer. Defaults to what the model is compiled with, and else
@@ -194,7 +197,7 @@ def _planned(
             masters=-(-gradients // workers),
             slots=-(-slots // workers),
             gradients=gradients if stage == 1 else -(-gradients // workers),
-            in_flight=min(bucket_bytes, gradients),
+            in_flight=_largest_bucket(units, bucket_bytes, deals_whole),
             sent=round(share * (gradients + reads)),
         )
     sharded = [u for u in units if not u.stays_whole]
@@ -227,6 +230,15 @@ def _planned(
     )
 
 
+def _largest_bucket(units: Sequence[Unit], bucket_bytes: int, deals_whole: bool) -> int:
+    """The bytes of gradients in it; whole variables are cut, others fill a bucket together."""
+    sizes = [size for u in units for size in u.sizes]
+    if deals_whole:
+        return min(bucket_bytes, sum(sizes) * _MASTER)
+    groups = grouped(sizes, bucket_bytes // _MASTER)
+    return max((sum(sizes[i] for i in group) for group in groups), default=0) * _MASTER
+
+
 def _units_of(
     model: keras.Model, optimizer: keras.optimizers.Optimizer, shard_bytes: int
 ) -> Iterator[Unit]:
@@ -239,7 +251,8 @@ def _units_of(
             seen.update(id(v) for v in own)
             matrices = [v for v in own if len(v.shape) > 0]
             scalars = [v for v in own if len(v.shape) == 0]
-            is_small = not is_stack and sum(_bytes(v) for v in matrices) < shard_bytes
+            fetches = is_stack or isinstance(layer, Checkpoint)
+            is_small = not fetches and sum(_bytes(v) for v in matrices) < shard_bytes
             for variables, whole in (matrices, is_small), (scalars, True):
                 if variables:
                     yield _unit(variables, optimizer, reads, whole)

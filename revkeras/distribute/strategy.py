@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 import revkeras
@@ -57,7 +58,7 @@ class ZeroStrategy:
         engine: `"tensorflow"`, `"horovod"`, `"local"`, or `"auto"`, which takes the one
             that the process was started for. Defaults to `"auto"`.
         bucket_bytes: Integer, how many bytes of gradients one message is made of at
-            stages 1 and 2, where no variable is larger. In bytes. Defaults to 32 MiB.
+            stages 1 and 2, at least; no variable is cut. In bytes. Defaults to 32 MiB.
         shard_bytes: Integer, from how many bytes on the parameters of a layer that is in no
             `ReversibleSequential` are sharded, at stage 3; those of smaller layers are handled
             as at stage 2. In bytes. Defaults to 64 KiB.
@@ -113,7 +114,9 @@ class ZeroStrategy:
             {
                 "the version of revkeras": revkeras.__version__,
                 "the version of Keras": keras.__version__,
+                "the version of TensorFlow": tf.__version__,
                 "the floating-point type": keras.config.floatx(),
+                "the dtype policy": keras.config.dtype_policy().name,
                 "stage": stage,
                 "bucket_bytes": bucket_bytes,
                 "shard_bytes": shard_bytes,
@@ -223,7 +226,14 @@ class ZeroStrategy:
         return ZeroOptimizer(self._settings.applied_to(inner), self)
 
     def take_on(self, model: keras.Model) -> None:
-        """Trains a compiled model: at once if it is built, else before its first step."""
+        """Trains a compiled model: at once if it is built, else before its first step.
+
+        Raises:
+            ValueError: if workers differ in its optimizer.
+        """
+        membership.agree(
+            {**model.optimizer.facts(), "the model's dtype policy": model.dtype_policy.name}
+        )
         self.models = [m for m in self.models if m is not model] + [model]
         if model.built:
             self._prepare(model)
@@ -247,7 +257,8 @@ class ZeroStrategy:
         self._prepare(model)
 
     def _prepare(self, model: keras.Model) -> None:
-        self._prepared.append(model)
+        if not any(m is model for m in self._prepared):
+            self._prepared.append(model)
         foreign = [v.path for v in model.variables if getattr(v, "_strategy", None) is not self]
         if foreign:
             raise ValueError(
@@ -257,6 +268,8 @@ class ZeroStrategy:
             )
         if self.size == 1:
             return
+        trainable = len(model.trainable_variables)
+        membership.agree({"the number of the model's trainable variables": trainable})
         dtypes = layers.read_in(model._flatten_layers())
         model.optimizer.read_in(dtypes)
         if self.stage == 3:
@@ -361,7 +374,8 @@ class ZeroStrategy:
             if keras.backend.is_float_dtype(v._dtype)
         }
         for v, total in summed([*updated.values()], self.engine):
-            v.assign(total / self.size)
+            # Those with `aggregation="mean"` are means already.
+            v.assign(total if v.aggregation == "mean" else total / self.size)
 
     def _born(self, variable: keras.Variable, value: Any, initialize: births.Initialize) -> None:
         """Gives a variable that is made under the scope its value."""

@@ -1,14 +1,16 @@
-"""Run in every worker: `kill:1`, `stop:1` or `raise:1` says what happens to which rank."""
+"""Run in every worker: `kill:1` says what happens to which rank; see below for what may."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 
 from revkeras.distribute import engines, membership
 
 how, rank = sys.argv[1].split(":")
-membership.HUNG_AFTER, membership.GRACE = 4.0, 4.0
+membership.HUNG_AFTER, membership.GRACE, membership.LEFT_AFTER = 4.0, 4.0, 2.0
+os.environ[membership.HANG_TIMEOUT] = "4"
 
 engine = engines.choose()
 assert membership.exchange(engine.rank) == list(range(engine.size))
@@ -23,6 +25,10 @@ engine.barrier()
 if engine.rank == int(rank):
     if how == "raise":
         raise ValueError("no such file")
+    if how == "exit":
+        sys.exit(3)
+    while how == "loop":
+        time.sleep(1)
     if how == "stop":  # and is no more when the test is over
         code = f"import os, time; time.sleep(15); os.kill({os.getpid()}, 9)"
         devnull = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -1,6 +1,7 @@
 """Run in every worker: `fit` as people know it. `python fitting.py FOLDER STAGE`."""
 
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -119,6 +120,70 @@ def late_building():
     assert float(np.abs(model.get_weights()[-2]).max()) == 0  # nothing reaches it through zeros
 
 
+def compiled_again():
+    """Frozen, compiled, thawed, compiled again; and a second model that shares the layers."""
+    rows = slice(strategy.rank * 24 // strategy.size, (strategy.rank + 1) * 24 // strategy.size)
+    alone = cases.stack()
+    other_alone = keras.Sequential([*alone.layers[:2], L.Dense(3)])
+    with strategy.scope():
+        model = cases.stack()
+        other = keras.Sequential([*model.layers[:2], L.Dense(3)])
+        other.build((None, 10))
+    other_alone.build((None, 10))
+    for ours, theirs in (model, alone), (other, other_alone):
+        theirs.set_weights(ours.get_weights())
+    for ours, theirs, frozen in (
+        (model, alone, True),
+        (model, alone, False),
+        (other, other_alone, False),
+    ):
+        ours.layers[0].trainable = theirs.layers[0].trainable = not frozen
+        theirs.compile(keras.optimizers.Muon(1e-2), "mse", jit_compile=False)
+        with strategy.scope():
+            ours.compile(strategy.optimizer(keras.optimizers.Muon(1e-2)), "mse")
+        for _ in range(2):
+            ours.train_on_batch(x[:24][rows], y[:24][rows])
+            theirs.train_on_batch(x[:24], y[:24])
+        for found, expected in zip(ours.get_weights(), theirs.get_weights()):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    gc.collect()
+    for v in model.variables:  # one follows for each model
+        assert sum(f() is not None for f in getattr(v, "_followers", ())) <= 2
+
+
+class Counting(L.Layer):
+    """Has a state that is a mean over the workers."""
+
+    def build(self, shape):
+        self.calls = self.add_weight((), "zeros", trainable=False, aggregation="mean")
+
+    def call(self, x, training=False):
+        if training:
+            self.calls.assign(self.calls + 1)
+        return x
+
+
+def states_that_are_means():
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((10,)), Counting(), L.Dense(3)])
+        model.compile(strategy.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    for _ in range(3):
+        model.train_on_batch(x[:24], y[:24])
+    assert equal_on_all(float(model.layers[0].calls.numpy())) == 3
+
+
+class Rows(keras.utils.PyDataset):
+    def __init__(self, count):
+        super().__init__()
+        self._count = count
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, i):
+        return x[24 * i : 24 * i + 24], y[24 * i : 24 * i + 24]
+
+
 def datasets():
     parts = membership.exchange([b[0].numpy().tolist() for b in strategy.shard(batches(100))])
     counts = [[len(batch) for batch in part] for part in parts]
@@ -130,17 +195,10 @@ def datasets():
     rows = np.concatenate([np.concatenate(part) for part in arrays])
     assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, x.tolist()))
 
-    class Rows(keras.utils.PyDataset):
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, i):
-            return x[24 * i : 24 * i + 24], y[24 * i : 24 * i + 24]
-
     with strategy.scope():
         model = cases.dense()
         model.compile(strategy.optimizer(keras.optimizers.SGD(0.1)), "mse")
-    equal_on_all(model.fit(strategy.shard(Rows()), verbose=0, epochs=2).history)
+    equal_on_all(model.fit(strategy.shard(Rows(5)), verbose=0, epochs=2).history)
     refused = {
         "knows how many batches": batches().filter(lambda a, b: True),
         "shuffles": batches()
@@ -150,6 +208,10 @@ def datasets():
         .batch(24),
         "multiple of the number of workers": batches(size=25),
         "can have an equal part": (pair for pair in [(x, y)]),
+        "Rank 1 has the number of the dataset's batches=19": batches(480 - 24 * strategy.rank),
+        "Rank 1 has the rows of its batches=48": batches(size=24 + 24 * strategy.rank),
+        "Rank 1 has the number of the dataset's batches=6": Rows(5 + strategy.rank),
+        "Rank 1 has the number of the arrays' rows=64": (x[: 32 + 32 * strategy.rank],),
     }
     for message, dataset in refused.items():
         refuses(message, strategy.shard, dataset)
@@ -178,7 +240,27 @@ def errors():
     with strategy.scope():
         model = cases.dense()
         model.compile(strategy.optimizer(adam()), "mse")
+    train = model.fit, strategy.shard(batches(48))
+    refuses("Rank 1 has `fit`'s epochs='2'", *train, epochs=1 + strategy.rank)
+    for message, callback in {
+        "SaveAndResume": keras.callbacks.BackupAndRestore(folder / "backup"),
+        "ends with the averages": keras.callbacks.SwapEMAWeights(),
+        "histogram_freq=0, or use stage 2": keras.callbacks.TensorBoard(folder, histogram_freq=1),
+        "use keras.callbacks.ModelCheckpoint": keras.callbacks.TensorBoard(
+            folder, embeddings_freq=1
+        ),
+    }.items():
+        refuses(message, *train, callbacks=[callback])
     with strategy.scope():
+        clipping = adam(global_clipnorm=0.1 if strategy.rank else None)
+        message = "Rank 1 has the optimizer's global_clipnorm=0.1"
+        refuses(message, model.compile, strategy.optimizer(clipping), "mse")
+        model = cases.dense()
+    model.compile(strategy.optimizer(adam()), "mse")
+    refuses("outside of the strategy's scope", model.train_on_batch, x[:24], y[:24])
+    with strategy.scope():
+        model = cases.dense()
+        model.compile(strategy.optimizer(adam()), "mse")
         layer = L.Dense(3 + strategy.rank)
         refuses("Rank 1 has .*kernel", layer.build, (None, 4))
     n = 4 + strategy.rank
@@ -193,7 +275,9 @@ def refuses(message, function, *args, **kwargs):
 os.makedirs(folder, exist_ok=True)
 files(logs_and_callbacks())
 late_building()
+compiled_again()
 if stage == 3:
+    states_that_are_means()
     datasets()
     errors()
 strategy.engine.close()

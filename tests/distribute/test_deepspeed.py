@@ -71,6 +71,11 @@ def test_values_without_a_counterpart_are_listed(config, unsupported):
     assert deepspeed.read(config, 2).unsupported == names
 
 
+def test_no_parameters_stay_whole():
+    settings = deepspeed.read(_zero(stage=3, stage3_param_persistence_threshold=0), 2)
+    assert ZeroStrategy(3, shard_bytes=settings.shard_bytes).shard_bytes == 1
+
+
 @pytest.mark.parametrize(
     ("sizes", "steps", "micro"),
     [

@@ -26,6 +26,23 @@ def test_each_worker_knows_its_task_and_its_output_has_its_rank(capsys):
 
 
 @pytest.mark.parametrize(
+    ("gpus", "given", "seen"),
+    [(0, None, "None None None"), (2, None, "0 1 0"), (2, "1", "1 1 1")],
+)
+def test_each_worker_sees_a_gpu_of_its_own(gpus, given, seen, tmp_path, monkeypatch, capsys):
+    for number in range(gpus):
+        (tmp_path / f"nvidia{number}").touch()
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr("revkeras.distribute.launch._GPUS", f"{tmp_path}/nvidia[0-9]*")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert _python("import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))", 3) == 0
+    expected = [f"[{rank}] {gpu}" for rank, gpu in enumerate(seen.split())]
+    assert sorted(capsys.readouterr().out.splitlines()) == expected
+
+
+@pytest.mark.parametrize(
     ("failure", "status", "message"),
     [
         ("sys.exit(7)", 7, "Worker 1 failed with exit status 7: stopping all workers."),

@@ -21,6 +21,8 @@ _FAILING = Path(__file__).with_name("failing.py")
         ("kill:0", 2, "died: its connection closed without a word. Worker 1 stops for it."),
         ("stop:1", 2, "hangs: nothing was heard of it for"),
         ("raise:1", 2, "ended with ValueError: no such file. Worker 0 stops for it."),
+        ("exit:1", 3, "ended, by `sys.exit()` or at the end of its script, while others wait"),
+        ("loop:1", 2, "hangs: others have waited for it in a collective for"),
     ],
 )
 def test_a_failed_worker_is_named_and_the_others_stop(how, workers, message):

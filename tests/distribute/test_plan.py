@@ -45,6 +45,21 @@ def test_what_a_stage_shards_is_divided():
         assert (one.sent, two.sent, three.sent) == (2 * moved, 2 * moved, 3 * moved)
 
 
+def test_a_bucket_is_as_large_as_its_variables():
+    one, large = plan([1000] * 4, stage=2, workers=2, bucket_bytes=6000), [1000, 5000, 10]
+    assert one.in_flight == 8000
+    assert plan(large, stage=1, workers=2, bucket_bytes=6000).in_flight == 4 * 5010
+    muon = keras.optimizers.Muon()  # whole variables' owners have them in parts
+    assert plan(large, stage=2, workers=2, bucket_bytes=6000, optimizer=muon).in_flight == 6000
+
+
+def test_a_checkpointed_layer_is_sharded_however_small_it_is():
+    model = keras.Sequential([keras.Input((8,)), revkeras.Checkpoint(keras.layers.Dense(8))])
+    assert plan(model, workers=2).parameters == 4 * (32 + 4)
+    plain = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    assert plan(plain, workers=2).parameters == 4 * (64 + 8)
+
+
 def test_depth_adds_a_share_of_a_block():
     """At stage 3 a further block costs its state over the number of workers alone."""
     shallow, deep = (plan([10**6] * depth, workers=8) for depth in (16, 64))

@@ -1,6 +1,7 @@
 """The verbs of engines that communicate, on the few kernels that each of them has."""
 
 import abc
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -125,7 +126,8 @@ class Collectives(abc.ABC):
             return wire
         key = self._key(verb, wire)
         with tf.device(self.device):
-            return self._order.run(lambda: kernel(key), sent)
+            number = zlib.crc32(key.encode()) if isinstance(key, str) else key
+            return self._order.run(lambda: kernel(key), wire, number, sent)
 
     def _others_share(self, x: tf.Tensor) -> tf.Tensor | int:
         return size_in_bytes(x) * (self.size - 1) // self.size

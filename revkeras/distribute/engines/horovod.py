@@ -51,6 +51,7 @@ class HorovodEngine(Collectives):
                 "`scripts/build_horovod.sh PYTHON` builds and installs."
             )
         hvd.init()
+        _take_own_gpu(hvd.local_rank())
         super().__init__(hvd.rank(), hvd.size())
         self._membership = None
         if self.size > 1:
@@ -59,6 +60,7 @@ class HorovodEngine(Collectives):
                     cluster, source="Horovod", rank=self.rank, size=self.size, tasks=()
                 )
             )
+            self._membership.progress = self._order.progress
 
     def close(self) -> None:
         """Waits for all workers, and takes leave."""
@@ -110,3 +112,10 @@ class HorovodEngine(Collectives):
     def _told(self, address: str) -> str:
         text = tf.constant(list(address.encode().ljust(_ADDRESS_BYTES)), tf.int32)
         return bytes(self.broadcast(text).numpy().astype("uint8")).decode().strip()
+
+
+def _take_own_gpu(local_rank: int) -> None:
+    """Leaves this process one of the machine's GPUs, where it sees several."""
+    gpus = tf.config.get_visible_devices("GPU")
+    if len(gpus) > 1:
+        tf.config.set_visible_devices(gpus[local_rank % len(gpus)], "GPU")

@@ -15,6 +15,7 @@ from revkeras.distribute.engines.collectives import Collectives
 
 _GROUP = 1
 _MERGES = {"sum": "Add", "max": "Max", "min": "Min"}
+_BY_NCCL = (tf.float16, tf.float32, tf.float64)
 _ANY_NUMBER = 2**16
 
 
@@ -43,7 +44,8 @@ class TensorFlowEngine(Collectives):
         _start_server(cluster)
         self._membership.on_failure(_abort)
         super().__init__(cluster.rank, cluster.size)
-        self._has_gpu = bool(tf.config.list_physical_devices("GPU"))
+        self._membership.progress = self._order.progress
+        self._has_gpu = bool(tf.config.get_visible_devices("GPU"))
         self.device = "GPU:0" if self._has_gpu else "CPU:0"
         self._numbers: dict[tuple, int] = {}
 
@@ -54,22 +56,25 @@ class TensorFlowEngine(Collectives):
 
     def _reduce(self, wire: tf.Tensor, op: str, key: int | tf.Tensor) -> tf.Tensor:
         return gen_collective_ops.collective_reduce_v2(
-            wire, self.size, _GROUP, key, [], _MERGES[op], "Id"
+            wire, self.size, _GROUP, key, [], _MERGES[op], "Id", self._hint(wire.dtype)
         )
 
     def _gather(self, wire: tf.Tensor, key: int | tf.Tensor) -> tf.Tensor:
-        return gen_collective_ops.collective_gather_v2(wire, self.size, _GROUP, key, [])
+        hint = self._hint(wire.dtype)
+        return gen_collective_ops.collective_gather_v2(wire, self.size, _GROUP, key, [], hint)
 
     def _send(self, wire: tf.Tensor, root: int, key: int | tf.Tensor) -> tf.Tensor:
+        hint = self._hint(wire.dtype)
         if self.rank == root:
-            return gen_collective_ops.collective_bcast_send_v2(wire, self.size, _GROUP, key)
+            return gen_collective_ops.collective_bcast_send_v2(wire, self.size, _GROUP, key, hint)
         return gen_collective_ops.collective_bcast_recv_v2(
-            self.size, _GROUP, key, tf.shape(wire), wire.dtype
+            self.size, _GROUP, key, tf.shape(wire), wire.dtype, hint
         )
 
     def _exchange(self, wire: tf.Tensor, key: int | tf.Tensor) -> tf.Tensor:
         slices = tf.reshape(wire, [self.size, -1])
-        return gen_collective_ops.collective_all_to_all_v2(slices, self.size, _GROUP, key, [])
+        hint = self._hint(wire.dtype)
+        return gen_collective_ops.collective_all_to_all_v2(slices, self.size, _GROUP, key, [], hint)
 
     def _scatter_kernel(self, wire: tf.Tensor) -> Callable | None:
         return self._scatter if self._has_gpu else None  # the CPU has no such kernel
@@ -78,6 +83,10 @@ class TensorFlowEngine(Collectives):
         return gen_collective_ops.collective_reduce_scatter_v2(
             wire, self.size, _GROUP, key, [], "Add", "Id", communication_hint="nccl"
         )
+
+    def _hint(self, dtype: tf.DType) -> str:
+        """How the tensor travels: TensorFlow takes NCCL where it is told to, and only on GPUs."""
+        return "nccl" if self._has_gpu and dtype in _BY_NCCL else "auto"
 
     def _key(self, verb: str, wire: tf.Tensor) -> int | tf.Tensor:
         """The number by which TensorFlow knows the same collective on all workers.

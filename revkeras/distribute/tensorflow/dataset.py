@@ -30,8 +30,12 @@ def rows_of_rank(dataset: tf.data.Dataset, rank: int, size: int) -> tf.data.Data
     return dataset.map(take, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def refuse_uneven(dataset: tf.data.Dataset, size: int) -> None:
-    """Raises if the ranks would not get equally many batches, of one size, in one order."""
+def rows_if_even(dataset: tf.data.Dataset, size: int) -> int:
+    """The rows of its batches.
+
+    Raises:
+        ValueError: if ranks would not get equally many batches, of one size, in one order.
+    """
     if int(dataset.cardinality()) == tf.data.UNKNOWN_CARDINALITY:
         raise ValueError(
             "Invalid value for argument `dataset`: expected one that knows how many batches it "
@@ -45,14 +49,15 @@ def refuse_uneven(dataset: tf.data.Dataset, size: int) -> None:
             "received one that shuffles without a seed. Use `dataset.shuffle(n, seed=7)`, or call "
             "`keras.utils.set_random_seed(7)` before it is made."
         )
-    n = _batch_size(dataset)
-    if n is None or n % size:
-        found = "none" if n is None else n
+    rows = _batch_size(dataset)
+    if rows is None or rows % size:
+        found = "none" if rows is None else rows
         raise ValueError(
             "Invalid value for argument `dataset`: expected batches whose size is a multiple of "
             f"the number of workers, {size}, as each gets an equal part; received batch size "
             f"{found}."
         )
+    return rows
 
 
 def _parts(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from revkeras.distribute import engines
 from revkeras.distribute.engines.local import LocalEngine
+from revkeras.distribute.engines.tensorflow import TensorFlowEngine
 from tests.distribute.workers import ROOT, needs_horovod, run_under_horovod, run_workers
 
 _VERBS = Path(__file__).with_name("verbs.py")
@@ -85,3 +87,28 @@ def test_choose(monkeypatch):
     assert engines.choose("auto") is engines.choose("local")
     with pytest.raises(ValueError, match="already communicates by 'local'"):
         engines.choose("tensorflow")
+
+
+def test_each_worker_on_a_machine_takes_a_gpu_of_its_own(monkeypatch):
+    from revkeras.distribute.engines import horovod
+
+    taken, gpus = [], ["GPU:0", "GPU:1"]
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda gpu, kind: taken.append(gpu))
+    for local_rank in range(3):
+        horovod._take_own_gpu(local_rank)
+    assert taken == ["GPU:0", "GPU:1", "GPU:0"]
+    gpus.pop()
+    horovod._take_own_gpu(1)
+    assert len(taken) == 3
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "dtype", "hint"),
+    [(True, "float32", "nccl"), (True, "float16", "nccl"), (True, "int32", "auto")]
+    + [(False, "float32", "auto")],
+)
+def test_tensorflow_is_asked_for_nccl_between_gpus(has_gpu, dtype, hint):
+    engine = object.__new__(TensorFlowEngine)
+    engine._has_gpu = has_gpu
+    assert engine._hint(tf.as_dtype(dtype)) == hint
