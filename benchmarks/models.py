@@ -25,7 +25,7 @@ BATCHES = {
     "revnet110": (8, 24),
     "revnet56": (1, 3),
     "revnet104": (1, 3),
-    "irevnet": (2, 6),
+    "irevnet": (64, 192),
     "momentum_net": (8, 24),
     "transformer_encoder": (1, 3),
     "transformer_decoder": (1, 3),
