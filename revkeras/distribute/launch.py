@@ -166,6 +166,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m revkeras.distribute.launch",
         description="Runs a Python script in several processes on this machine, as one cluster.",

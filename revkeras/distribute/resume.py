@@ -13,7 +13,7 @@ from revkeras.distribute.tensorflow.replay import iterator_at
 from revkeras.distribute.training_state import held_by, trained
 
 # The place in `fit`, `None` where it is not known, and this rank's small arrays that belong to it.
-Progress = Callable[[], tuple[dict | None, dict]]
+Place = Callable[[], tuple[dict | None, dict]]
 
 _VERSION = random.getstate()[0]
 
@@ -23,7 +23,7 @@ def save(strategy: Any, directory: str | os.PathLike, keep: int = 3) -> str:
     _check_keep(keep)
     for model in trained(strategy):
         strategy.publish_exactly(model)  # masters and shards, of which either is written, agree
-    position, local = strategy.progress()
+    position, local = strategy.place()
     folder = checkpoint.write(
         directory,
         strategy.state_pieces(),
@@ -50,7 +50,7 @@ def restore(strategy: Any, directory: str | os.PathLike) -> checkpoint.Checkpoin
         local = found.local(strategy.rank)
         for name, v in _seeds(strategy).items():
             v.assign(local[name])
-    strategy.progress = lambda: (found.position, local)
+    strategy.place = lambda: (found.position, local)
     return found
 
 
@@ -109,7 +109,7 @@ class SaveAndResume(keras.callbacks.Callback):
         # Counts each batch before any callback can save what it led to.
         if self.model.train_function != self._run:
             self._train, self.model.train_function = self.model.train_function, self._run
-        self._strategy.progress = self._progress
+        self._strategy.place = self._place
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch, self._batch = epoch, 0
@@ -137,7 +137,7 @@ class SaveAndResume(keras.callbacks.Callback):
         save(self._strategy, self._directory, self._keep)
         self._saved = self._step
 
-    def _progress(self) -> tuple[dict | None, dict]:
+    def _place(self) -> tuple[dict | None, dict]:
         position = {"epoch": self._epoch, "batch": max(self._batch, self._passed_over)}
         if self._metrics is not None:  # not restored yet
             return position, self._metrics

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 import revkeras
@@ -114,7 +113,7 @@ class ZeroStrategy:
             {
                 "the version of revkeras": revkeras.__version__,
                 "the version of Keras": keras.__version__,
-                "the version of TensorFlow": tf.__version__,
+                "the runtime of the engine": self.engine.runtime,
                 "the floating-point type": keras.config.floatx(),
                 "the dtype policy": keras.config.dtype_policy().name,
                 "stage": stage,
@@ -126,7 +125,7 @@ class ZeroStrategy:
         self._settings = deepspeed.Settings()
         self.datasets = weakref.WeakSet()  # those whose order Keras has changed each epoch
         self.models: list[keras.Model] = []
-        self.progress: resume.Progress = lambda: (None, {})  # of `fit`, as far as it is known
+        self.place: resume.Place = lambda: (None, {})  # in `fit`, as far as it is known
         self._prepared: list[keras.Model] = []
         self._new: list[keras.Variable] = []
         self._initialize = keras.Variable._initialize
@@ -257,7 +256,7 @@ class ZeroStrategy:
         self._prepare(model)
 
     def _prepare(self, model: keras.Model) -> None:
-        if not any(m is model for m in self._prepared):
+        if not self._is_prepared(model):
             self._prepared.append(model)
         foreign = [v.path for v in model.variables if getattr(v, "_strategy", None) is not self]
         if foreign:

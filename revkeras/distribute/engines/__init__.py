@@ -11,9 +11,9 @@ _chosen = None
 def choose(engine: str = "auto"):  # noqa: ANN201  the engines share their verbs, and no class
     """Returns the process's engine; it is made once and kept.
 
-    All engines have `name`, `rank`, `size`, `all_reduce(x, op="sum")`, `reduce_scatter(x)`,
-    `all_gather(x)`, `broadcast(x, root=0)`, `barrier()`, `bytes_sent()` and `close()`, in
-    eager code and in graphs. Collectives run in the order in which they are called.
+    All engines have `name`, `runtime`, `rank`, `size`, `all_reduce(x, op="sum")`,
+    `reduce_scatter(x)`, `all_gather(x)`, `broadcast(x, root=0)`, `barrier()`, `bytes_sent()` and
+    `close()`, in eager code and in graphs. Collectives run in the order in which they are called.
 
     Args:
         engine: One of `"auto"`, `"local"`, `"tensorflow"`, `"horovod"`. `"auto"` takes

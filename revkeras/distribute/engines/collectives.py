@@ -25,6 +25,7 @@ class Collectives(abc.ABC):
     """
 
     device = "CPU:0"
+    runtime = f"TensorFlow {tf.__version__}"
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size

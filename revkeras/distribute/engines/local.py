@@ -5,6 +5,7 @@ class LocalEngine:
     """The verbs of an engine for one worker, each of which gives back what it is given."""
 
     name = "local"
+    runtime = None
     rank = 0
     size = 1
 

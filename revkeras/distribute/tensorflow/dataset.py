@@ -7,6 +7,7 @@ import tensorflow as tf
 
 
 def is_dataset(data: Any) -> bool:
+    """Whether `data` is a `tf.data.Dataset`."""
     return isinstance(data, tf.data.Dataset)
 
 
