@@ -11,7 +11,7 @@ KERAS_CONTESTANTS = {
     "forward": "the forward pass of mode none alone",
     "keras-default": "plain Keras model, default compile",
     "keras-jit": "plain Keras model, jit_compile=True",
-    "keras-optimizer": "Keras's optimizer alone, on the same weights",
+    "weights-alone": "a layer that reads these weights and computes nothing",
 }
 PYTORCH_CONTESTANTS = {
     "revlib": "RevLib",

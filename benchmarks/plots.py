@@ -11,7 +11,7 @@ STYLES = {
     "forward": ("#f0e442", "*", ":"),
     "keras-default": ("#cc79a7", "v", "-"),
     "keras-jit": ("#d55e00", "P", "-"),
-    "keras-optimizer": ("#000000", ".", ":"),
+    "weights-alone": ("#000000", ".", ":"),
     "revlib": ("#56b4e9", "o", "--"),
     "memcnn": ("#8c564b", "X", "--"),
     "torch-checkpoint": ("#7fcfb4", "s", "--"),

@@ -55,7 +55,7 @@ ENVIRONMENT = {
     # Spinning threads of PyTorch slow each other many times where others use the cores too.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-FIRST_STEP_ALONE = ("keras-default", "keras-jit", "keras-optimizer")
+FIRST_STEP_ALONE = ("keras-default", "keras-jit", "weights-alone")
 TIME_CONTESTANTS = [name for name in CONTESTANTS if name not in FIRST_STEP_ALONE]
 MEMORY_CONTESTANTS = [name for name in TIME_CONTESTANTS if name != "forward"]
 # For the memory of the reversible libraries where none keeps masks or seeds.
@@ -76,7 +76,7 @@ class Schedule:
     first_step_contestants: tuple[str, ...]
 
 
-FULL = Schedule({8: 1, 64: 1}, {8: 1, 32: 3}, {8: 1, 64: 1, 256: 1}, FIRST_STEP_CONTESTANTS)
+FULL = Schedule({8: 1, 64: 1}, {8: 1, 32: 3}, {8: 3, 64: 3, 256: 1}, FIRST_STEP_CONTESTANTS)
 QUICK = Schedule({4: 1, 12: 1}, {12: 1}, {8: 1, 64: 1}, ("reversible", "keras-default"))
 
 
