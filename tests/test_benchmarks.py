@@ -14,6 +14,7 @@ import offload
 import plots
 import pytest
 import report
+import stacked_loop
 import training_step
 from measurement import Configuration, Measurement, as_values, from_values
 
@@ -75,6 +76,16 @@ def test_fused_update_in_a_fresh_process():
     found = fresh_process.measure(ROOT / "benchmarks/fused_update.py", configuration, environment)
     assert found["weight_bytes"] == 2 * 2 * 4 * 4 * 4
     assert found["step_seconds"] > 0
+
+
+def test_stacked_loop_trains_as_the_stack_does():
+    def loss(contestant):
+        configuration = stacked_loop.Configuration("first step", contestant, 3, 8, steps=1)
+        script = ROOT / "benchmarks/stacked_loop.py"
+        environment = {"PYTHONPATH": str(ROOT)}
+        return fresh_process.measure(script, configuration, environment)["loss_after_a_step"]
+
+    assert loss("loop, compiled") == pytest.approx(loss("reversible"), rel=1e-5)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
