@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/language_model.py --out $(OUT)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
