@@ -25,10 +25,11 @@ class FusedUpdate(keras.optimizers.Optimizer):
     gradient is taken for, and the gradients of updated weights are `None`.
 
     Args:
-        inner_optimizer: A Keras optimizer that updates each variable by itself. Of
-            its options `clipnorm`, `clipvalue`, `weight_decay`, `use_ema` and
-            learning rate schedules can be used; `global_clipnorm` needs all
-            gradients at once, as do `gradient_accumulation_steps` and loss scaling.
+        inner_optimizer: A Keras optimizer that updates each variable by itself, or the
+            name of one, such as `"adam"`. Of its options `clipnorm`, `clipvalue`,
+            `weight_decay`, `use_ema` and learning rate schedules can be used;
+            `global_clipnorm` needs all gradients at once, as do
+            `gradient_accumulation_steps` and loss scaling.
         name: String, the name of the optimizer.
 
     Raises:
@@ -44,7 +45,9 @@ class FusedUpdate(keras.optimizers.Optimizer):
     >>> history = model.fit(keras.ops.ones((4, 8)), keras.ops.ones((4, 8)), verbose=0)
     """
 
-    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, name: str | None = None):
+    def __init__(self, inner_optimizer: keras.optimizers.Optimizer | str, name: str | None = None):
+        if isinstance(inner_optimizer, str):
+            inner_optimizer = keras.optimizers.get(inner_optimizer)
         if not isinstance(inner_optimizer, keras.optimizers.Optimizer):
             raise TypeError(
                 "Invalid value for argument `inner_optimizer`: expected a Keras optimizer such as "

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from revkeras import backprop
+from revkeras.masks import WithMask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +166,8 @@ def mask_of(x: Any) -> Any:
 
 def attach_mask(x: Any, mask: Any) -> Any:
     """`x`, with `mask` where Keras layers look for it."""
+    if isinstance(x, keras.KerasTensor) and mask is not None:
+        return WithMask()([x, mask])
     if mask is not None:
         x._keras_mask = mask
     return x

@@ -103,6 +103,11 @@ def test_keras_file_in_a_fresh_process(tmp_path):
     )
 
 
+def test_an_export_is_quiet(tmp_path, caplog):
+    model("reversible").export(tmp_path / "saved", verbose=False)
+    assert [r.getMessage() for r in caplog.records if "valid node name" in r.getMessage()] == []
+
+
 @pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
 def test_saved_model_without_revkeras(tmp_path, mode):
     """Loaded, served and differentiated where neither revkeras nor Keras is imported."""

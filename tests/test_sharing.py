@@ -178,6 +178,30 @@ def test_random_numbers_that_cannot_be_drawn_again_are_refused(x, draw):
     tf.function(stack_of(layers, x, memory_mode="none"))(x)
 
 
+@pytest.mark.parametrize("change", ["numpy", "counter"])
+def test_blocks_that_trace_to_another_graph_each_time_are_refused(x, change):
+    count = iter(range(100))
+
+    class Changing(keras.layers.Layer):
+        def call(self, x):
+            return x * (np.random.rand() if change == "numpy" else next(count))
+
+    layers = [Changing(name="changing"), keras.layers.Dense(4)]
+    stack = stack_of(layers, x)
+    message = "Block 0 .'changing'.* does not trace to the same graph twice.*`keras.random`"
+    with pytest.raises(ValueError, match=message):
+        tf.function(stack)(x, training=True)
+    tf.function(stack_of(layers, x, memory_mode="none"))(x)
+
+
+def test_a_block_that_calls_python_is_not_refused(x):
+    def call(x):
+        return keras.ops.reshape(tf.numpy_function(np.tanh, [x], x.dtype), x.shape)
+
+    stack = stack_of([keras.layers.Lambda(call)], x)
+    tf.function(stack)(x, training=True)
+
+
 def traced_fingerprint(function, *arguments):
     found = []
     tf.function(lambda: found.append(fingerprint(function, arguments)))()

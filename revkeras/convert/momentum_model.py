@@ -33,7 +33,9 @@ def to_momentum_net(
     A call of the model computes each run as one `revkeras.ReversibleSequential`.
     It rebuilds inputs bit by bit, which takes `log2(1 / beta)` bits a block and
     element and a second evaluation of each block in the backward pass, where the
-    run is too deep to be rebuilt in floating point: see `revkeras.couplings.Momentum`.
+    run is too deep to be rebuilt in floating point: see `revkeras.couplings.Momentum`. Values
+    beyond its range, such as `2**19 / (blocks + 1)` for what a block adds, are clipped then, and
+    counted in the metric `<name of the first block>_momentum_saturated`.
     With `beta=0`, or below 0.0005 in such a run, nothing of a block's input is left to
     rebuild it from, and it is kept. Where blocks are called outside of the model's
     own call, as for a cache in generation or in a model of a part of the layers,
@@ -92,10 +94,12 @@ def to_momentum_net(
             f"excluded; received beta={beta!r}."
         )
     if isinstance(model, MomentumModel):
-        raise ValueError(
-            f"Model '{model.name}' is a momentum network already. Get it back with "
-            "`revkeras.to_plain(model)` to convert it with other arguments."
-        )
+        if any(run.memory_mode != "none" for run in model.momentum_runs):
+            raise ValueError(
+                f"Model '{model.name}' is a momentum network already. Get it back with "
+                "`revkeras.to_plain(model)` to convert it with other arguments."
+            )
+        return _converted_anew(model, layers, beta)
     if not model.built:
         raise ValueError(
             f"Model '{model.name}' is not built, so its blocks have no weights to compare. Call it "
@@ -104,6 +108,18 @@ def to_momentum_net(
     _check_unconverted(model)
     found = find_runs(model) if layers is None else named_runs(model, layers)
     return _convert(model, found, float(beta), "reversible")
+
+
+def _converted_anew(model: keras.Model, layers: Sequence[str] | None, beta: float) -> keras.Model:
+    """Converts a model that `to_plain` had to leave its runs."""
+    before = model.momentum_runs
+    revert(model)
+    try:
+        return to_momentum_net(model, layers, beta)
+    except ValueError:
+        for run in before:
+            _convert(model, [FoundRun(run.blocks, run.arguments)], run.beta, run.memory_mode)
+        raise
 
 
 def _check_unconverted(model: keras.Model) -> None:
@@ -230,8 +246,10 @@ def revert(model: keras.Model) -> keras.Model:
 
 
 def _forget_graphs(model: keras.Model) -> None:
-    """Makes `fit()`, `evaluate()` and `predict()` trace the model anew."""
+    """Makes `fit()`, `evaluate()`, `predict()` and KerasHub's `generate()` trace the model anew."""
     model.train_function = model.test_function = model.predict_function = None
+    if hasattr(model, "generate_function"):
+        model.generate_function = None
 
 
 class _Runs:

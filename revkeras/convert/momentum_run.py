@@ -15,6 +15,7 @@ from revkeras.checkpoint import Checkpoint
 from revkeras.convert.find_runs import same_arguments
 from revkeras.convert.residual import Original, Residual, difference, is_original, original
 from revkeras.couplings import Momentum
+from revkeras.masks import masked_as
 from revkeras.reversible_sequential import ReversibleSequential
 
 # The calls of models that are under way, and the runs whose models' configs are being written.
@@ -91,7 +92,11 @@ class MomentumRun:
             block.compute_output_spec = _Spec(block, block.compute_output_spec)
             block.get_config = _Config(self, index, block.get_config)
         if self.stack is not None and self.stack.couplings[0].exact:
-            self.blocks[0]._metrics.append(self.stack.saturated)
+            # Keras passes over the metrics of models that are in a model.
+            layers = self.blocks[0]._flatten_layers()
+            reporting = (x for x in layers if not isinstance(x, keras.Model))
+            self.reports_to = next(reporting, self.blocks[0])
+            self.reports_to._metrics.append(self.stack.saturated)
 
     def leave(self) -> None:
         """Gives the places back."""
@@ -101,7 +106,7 @@ class MomentumRun:
             for name, value in own.items():
                 setattr(block, name, value)
         if self.stack is not None and self.stack.couplings[0].exact:
-            self.blocks[0]._metrics.remove(self.stack.saturated)
+            self.reports_to._metrics.remove(self.stack.saturated)
 
     def call(self, index: int, call: Any, args: tuple, kwargs: dict) -> Any:
         """What block `index` returns in the place of `call(*args, **kwargs)`."""
@@ -124,7 +129,9 @@ class MomentumRun:
             return self._hand_on(index, position, arguments)
         return self._step(index, x, position, {**arguments, "training": training})
 
-    def _step(self, index: int, x: Any, position: Position, arguments: dict) -> Any:
+    def _step(
+        self, index: int, x: Any, position: Position, arguments: dict, masked: bool = False
+    ) -> Any:
         """One block, by plain differentiation."""
         with original(self.blocks[index]):
             outputs = self.blocks[index](x, **arguments)
@@ -134,19 +141,23 @@ class MomentumRun:
         v = self.decay * position.velocity + (1 - self.decay) * difference(fx, wide)
         wide = wide + v
         y = ops.cast(wide, fx.dtype)
+        y = masked_as(y, fx) if masked else y
         if index + 1 < len(self.blocks):
             wide = None if y is wide else wide
             y._revkeras_position = Position(self, index, velocity=v, wide=wide)
         return (y, *extras) if several else y
 
-    def plain_call(self, index: int, args: tuple, kwargs: dict) -> Any:
-        """A block's step on symbolic tensors: the block itself, and operations around it."""
+    def plain_call(self, index: int, args: tuple, kwargs: dict, masked: bool) -> Any:
+        """A block's step on symbolic tensors: the block itself, and operations around it.
+
+        With `masked`, its output takes on the mask that the block's own would have.
+        """
         x, arguments = _bind(self.blocks[index], args, kwargs)
         position = getattr(x, "_revkeras_position", None)
         self._check(index, position)
         if position is None:
             position = Position(self, -1, velocity=ops.zeros_like(ops.cast(x, self.dtype)))
-        return self._step(index, x, position, arguments)
+        return self._step(index, x, position, arguments, masked)
 
     def _start(self, x: Any, arguments: dict, training: bool | None) -> Any:
         """The whole run, in the call of its first block."""

@@ -9,6 +9,7 @@ import keras
 from revkeras.convert.momentum_model import MomentumModel, revert
 from revkeras.convert.momentum_run import MomentumRun
 from revkeras.couplings import Coupling, Momentum
+from revkeras.masks import MaskOf, makes_masks, masked_as
 from revkeras.reversible_sequential import ReversibleSequential
 
 
@@ -19,17 +20,19 @@ def to_plain(model: keras.Model) -> keras.Model:
     `keras.Sequential` become a functional model of the blocks themselves and
     Keras's operations between them. Its files can be loaded without revkeras where
     no layer of the model is one of revkeras, as those of `revkeras.layers` and the
-    blocks of `revkeras.models.ReversibleTransformer` are. Methods that need the
-    reversible stack, as `IRevNet`'s `inverse` and a decoder's `generate`, are gone. In
-    models that are subclassed, in subclassed layers, and where a run of blocks goes
-    across the border of a model in the model, what is reversible stays where it is
-    and is computed by plain differentiation from now on: in exports nothing else is
-    left of it.
+    blocks of `revkeras.models.ReversibleTransformer` are, and none makes a mask.
+    Methods that need the reversible stack, as `IRevNet`'s `inverse` and a decoder's
+    `generate`, are gone, and so are those of a functional model's own class. In models
+    that are subclassed, in subclassed layers, and where a run of blocks goes across
+    the border of a model in the model, what is reversible stays where it is and is
+    computed by plain differentiation from now on: in exports nothing else is left of
+    it.
 
     What `revkeras.to_momentum_net` changed in its place is changed back: with
     `beta=0` the model itself is returned, as it was. With another `beta` it gets
     back too, but computes without a velocity then; the model that is returned goes
-    on with it.
+    on with it. Where that is the same model, as of subclassed ones, another
+    `revkeras.to_momentum_net(model, beta=0)` and `to_plain` make it what it was.
 
     Args:
         model: A built `keras.Model`, or a `revkeras.ReversibleSequential`.
@@ -81,7 +84,8 @@ def to_plain(model: keras.Model) -> keras.Model:
     if graph is not None and _can_be_rewritten(graph, moving):
         for layer in converted:
             revert(layer)
-        return _rewritten(graph, {id(b): (r, i) for r in runs for i, b in enumerate(r.blocks)})
+        blocks = {id(b): (r, i) for r in runs for i, b in enumerate(r.blocks)}
+        return _rewritten(graph, blocks, masked=any(map(makes_masks, layers)))
     for run in runs:
         run.memory_mode = "none"
     for stack in stacks:
@@ -125,23 +129,34 @@ def _operations(graph: keras.Model) -> list:
     return [operation for inner in _graphs(graph) for operation in inner.operations]
 
 
-def _rewritten(graph: keras.Model, blocks: dict[int, tuple[MomentumRun, int]]) -> keras.Model:
-    """The functional model, with what is reversible in it written out."""
+def _rewritten(
+    graph: keras.Model, blocks: dict[int, tuple[MomentumRun, int]], masked: bool
+) -> keras.Model:
+    """The functional model, with what is reversible in it written out.
+
+    With `masked`, masks go along with the tensors as they did.
+    """
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, ReversibleSequential):
+            inputs = args[0] if args else kwargs["inputs"]
+            if masked and kwargs.get("mask") is None:
+                kwargs["mask"] = keras.tree.map_structure(lambda x: MaskOf()(x), inputs)
             leaves = keras.tree.flatten((args, kwargs))
             tensors = [x for x in leaves if isinstance(x, keras.KerasTensor)]
-            return _written_out(layer, *args, **kwargs)(tensors)
+            written = _written_out(layer, *args, **kwargs)
+            written.supports_masking = masked
+            outputs = written(tensors)
+            return _masked_as(inputs, outputs) if masked else outputs
         if id(layer) in blocks:
             run, index = blocks[id(layer)]
-            return run.plain_call(index, args, kwargs)
+            return run.plain_call(index, args, kwargs, masked)
         if isinstance(layer, keras.Model) and (inner := _functional(layer)) is not None:
             inside = {id(x) for x in _operations(inner)}
             stacks = any(isinstance(x, ReversibleSequential) for x in _operations(inner))
             if stacks or inside & set(blocks):
                 if id(layer) not in rewritten:
-                    rewritten[id(layer)] = _rewritten(inner, blocks)
+                    rewritten[id(layer)] = _rewritten(inner, blocks, masked)
                 layer = rewritten[id(layer)]
         return layer(*args, **kwargs)
 
@@ -165,6 +180,14 @@ def _written_out(stack: ReversibleSequential, *args: Any, **kwargs: Any) -> kera
     with _as_plain(stack):
         outputs = stack.call(*args, **kwargs)
     return keras.Model([inputs[id(x)] for x in tensors], outputs, name=stack.name)
+
+
+def _masked_as(inputs: Any, outputs: Any) -> Any:
+    """A stack's outputs, with the masks that its inputs have: those that it hands on."""
+    leaves = keras.tree.flatten(outputs)
+    for i, x in enumerate(keras.tree.flatten(inputs)):
+        leaves[i] = masked_as(leaves[i], x)
+    return keras.tree.pack_sequence_as(outputs, leaves)
 
 
 @contextlib.contextmanager

@@ -129,7 +129,7 @@ def _check_residual(block: keras.layers.Layer, x: Any, arguments: dict) -> None:
     batch = x.shape[0]
     x, arguments = keras.tree.map_structure(lambda t: _of_any(batch, t), (x, arguments))
     shape = x.shape
-    output = keras.tree.flatten(block.compute_output_spec(x, **arguments))[0]
+    output = keras.tree.flatten(block(x, **arguments))[0]
     if tuple(output.shape) != tuple(shape):
         raise ValueError(
             f"{name} is not residual: it takes the shape {tuple(shape)} to "

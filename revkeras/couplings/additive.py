@@ -20,9 +20,9 @@ class Additive(Coupling):
     once and not in every block.
 
     The grid has an end. An input beyond `2**20` (1,048,576), and in a stack of
-    `depth` blocks an update beyond `2**19 / (depth + 1)`, is clipped to it, and
-    what is not a number becomes zero. The rebuild is exact there too, but the
-    gradient of such elements is zero. Saturated elements are counted and
+    `depth` blocks an update beyond `2**19 / (depth + 1)`, is clipped to it. The
+    rebuild is exact there too, but the gradient of such elements is zero.
+    What is infinite or not a number becomes NaN. Both are counted and
     reported by the layer as its metric `<name>_saturated`; with the checks of
     `revkeras.debugging` enabled they are an error.
 

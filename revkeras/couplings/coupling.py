@@ -64,7 +64,8 @@ class Coupling:
         if not same_shape(fx.shape, stream.shape):
             raise ValueError(
                 f"must keep the shape of its stream: expected {tuple(stream.shape)}, received "
-                f"{tuple(fx.shape)}. (A layer that changes it has to define `inverse()`)"
+                f"{tuple(fx.shape)}. A stream has half of the channels of the stack's input, "
+                "unless `split_axis=None`. (A layer that changes it has to define `inverse()`)"
             )
         return fx, extras
 

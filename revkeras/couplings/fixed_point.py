@@ -34,11 +34,14 @@ def update_range(depth: int) -> float:
 def absorb(x: Any, limit: float) -> tuple[Any, Any]:
     """`x` on the grid and within `limit`, and how many of its elements were not within.
 
-    What is not a number becomes zero. Elements beyond the limit have no gradient.
+    What is not finite becomes NaN and stays it, on the way back too: were it clipped, nobody
+    would see an overflow. Elements beyond the limit have no gradient.
     """
     x = ops.cast(x, "float64")
     saturated = ops.sum(ops.cast(ops.logical_not(ops.abs(x) <= limit), "float32"))
-    x = ops.clip(ops.where(ops.isnan(x), ops.zeros_like(x), x), -limit, limit)
+    finite = ops.isfinite(x)
+    x = ops.clip(ops.where(finite, x, ops.zeros_like(x)), -limit, limit)
+    x = ops.where(finite, x, ops.full_like(x, float("nan")))
     # Not `round`, which keeps the sign of -0.0: the way back would return 0.0 for it.
     return on_grid(ops.floor(x / UNIT + 0.5), tangent(x)), saturated
 

@@ -51,9 +51,9 @@ class Momentum(Coupling):
 
     The grid has an end. An input beyond `2**19` (524,288), and in a stack of
     `depth` blocks an initial velocity or a block's output beyond
-    `2**19 / (depth + 1)`, is clipped to it, and what is not a number becomes
-    zero. The inverse is exact there too, but the gradient of such elements is
-    zero. Saturated elements are counted and reported by the layer as its metric
+    `2**19 / (depth + 1)`, is clipped to it. The inverse is exact there
+    too, but the gradient of such elements is zero. What is infinite or not a
+    number becomes NaN. Both are counted and reported by the layer as its metric
     `<name>_saturated`; with the checks of `revkeras.debugging` enabled they are an
     error. The buffers stay inside the stack, so `inverse()` is refused.
 

@@ -1,6 +1,7 @@
 """Each worker's part of a dataset, in equally many batches for all."""
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ import numpy as np
 from revkeras.distribute import membership
 from revkeras.distribute.tensorflow.dataset import (
     is_dataset,
+    parts,
     rows_if_even,
     rows_of_rank,
     shuffle_seeds,
@@ -54,6 +56,14 @@ def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
         "keras.utils.PyDataset, or arrays, of which each worker can have an equal part; received "
         f"dataset={dataset!r} (of type {type(dataset).__name__})."
     )
+
+
+def sources(data: Any) -> Iterator:
+    """A dataset, and those that it is made of."""
+    if is_dataset(data):
+        yield from parts(data)
+    elif isinstance(data, keras.utils.PyDataset):
+        yield data
 
 
 class Batches(keras.utils.PyDataset):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,6 +101,8 @@ def _from_rank_0(method: Callable, model: keras.Model, strategy: Any) -> Callabl
         given = call.arguments
         if method.__name__ == "fit":
             membership.agree(_length_of(call))
+            if strategy.rank == 0 and not strategy.has_made(given.get("x")):
+                _warn_of_whole_batches(strategy.size)
         if strategy.rank:
             given["verbose"] = 0
         callbacks = given.get("callbacks")
@@ -113,6 +116,15 @@ def _from_rank_0(method: Callable, model: keras.Model, strategy: Any) -> Callabl
         return method(*call.args, **call.kwargs)
 
     return run
+
+
+def _warn_of_whole_batches(size: int) -> None:
+    warnings.warn(
+        "`fit` got data that `strategy.shard` did not make. If the workers read the same data, "
+        f"each of the {size} computes whole batches, and training is no faster for it: write "
+        "`model.fit(strategy.shard(dataset))`. If each reads a part of its own, all is well.",
+        stacklevel=3,
+    )
 
 
 def _length_of(fit: inspect.BoundArguments) -> dict:

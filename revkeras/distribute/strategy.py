@@ -13,7 +13,7 @@ from keras import ops
 import revkeras
 from revkeras.distribute import births, deepspeed, engines, layers, membership, models, resume
 from revkeras.distribute.callbacks import Exact
-from revkeras.distribute.dataset import are_arrays, sharded
+from revkeras.distribute.dataset import are_arrays, sharded, sources
 from revkeras.distribute.metrics import summed
 from revkeras.distribute.optimizer import ZeroOptimizer, check_inner
 from revkeras.distribute.parameters import shard
@@ -124,6 +124,7 @@ class ZeroStrategy:
         )
         self._settings = deepspeed.Settings()
         self.datasets = weakref.WeakSet()  # those whose order Keras has changed each epoch
+        self._parts = weakref.WeakSet()  # what `shard` has returned
         self.models: list[keras.Model] = []
         self.place: resume.Place = lambda: (None, {})  # in `fit`, as far as it is known
         self._prepared: list[keras.Model] = []
@@ -293,9 +294,15 @@ class ZeroStrategy:
         if batch_size is None and self._settings.micro_batch_size and are_arrays(dataset):
             batch_size = self._settings.micro_batch_size * self.size
         part = sharded(dataset, self.rank, self.size, batch_size)
+        if self.size > 1:
+            self._parts.add(part)
         if isinstance(part, keras.utils.PyDataset):
             self.datasets.add(part)
         return part
+
+    def has_made(self, data: Any) -> bool:
+        """Whether data comes from what `shard` has returned."""
+        return any(source in self._parts for source in sources(data))
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """What `fit` needs; it adds them by itself where they are missing."""

@@ -91,6 +91,9 @@ def MomentumNet(
     )(inputs)
     if include_top:
         if len(x.shape) > 2:
-            x = keras.ops.mean(x, axis=tuple(range(1, len(x.shape) - 1)))
+            axes = list(range(1, len(x.shape)))  # all but the batch
+            first = len(axes) > 2 and keras.config.image_data_format() == "channels_first"
+            axes.pop(0 if first else -1)
+            x = keras.ops.mean(x, axis=axes)
         x = keras.layers.Dense(int(classes), classifier_activation, name="predictions")(x)
     return with_weights(keras.Model(inputs, x, name=name), weights)

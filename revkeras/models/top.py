@@ -14,13 +14,20 @@ POOLINGS = {
 
 
 def image_input(input_shape: Any, default: tuple, divisor: int = 1) -> keras.KerasTensor:
-    """The input of a model; raises unless it is of `(height, width, channels)`.
+    """The input of a model; raises unless images are of `(height, width, channels)`.
 
     Args:
         input_shape: What the user gave, or `None`.
         default: What stands for `None`.
         divisor: What height and width have to be divisible by, where they are known.
     """
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "The models of `revkeras.models` take images with their channels last, and "
+            f"keras.config.image_data_format() is {keras.config.image_data_format()!r}. Call "
+            "keras.config.set_image_data_format('channels_last') before, or build "
+            "`revkeras.ReversibleSequential(..., split_axis=1)` of blocks of your own."
+        )
     shape = default if input_shape is None else input_shape
     is_shape = isinstance(shape, (tuple, list)) and len(shape) == 3
     if not is_shape or not all(s is None or is_size(s) for s in shape) or shape[-1] is None:

@@ -22,6 +22,14 @@ def chain(blocks, output=lambda tensors: tensors[-1], width=4):
     return keras.Model(x, output(tensors), name="chain")
 
 
+def added_outside(blocks):
+    """Residual blocks whose additions are the model's own."""
+    y = x = keras.Input((4,))
+    for _ in range(blocks):
+        y = L.Add()([y, L.Dense(4)(y)])
+    return keras.Model(x, y)
+
+
 def test_two_runs_with_a_change_of_width_between():
     blocks = [Block(4, name=f"a{i}") for i in range(2)] + [L.Dense(6)]
     model = chain([*blocks, *(Block(6, name=f"b{i}") for i in range(3))])
@@ -72,6 +80,7 @@ def test_names_take_blocks_that_are_not_equal_or_not_residual():
             "is called more than once",
         ),
         (lambda: sequential(1), "no two layers that are alike"),
+        (lambda: added_outside(3), "adds nothing to its input(.|\n)*A block is one layer"),
         (
             lambda: chain([Block(name="a"), Block(name="b", activity_regularizer="l2")]),
             "has an activity regularizer of its own",

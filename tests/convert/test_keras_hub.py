@@ -103,3 +103,27 @@ def test_generation_with_a_cache_is_that_without(whole):
         logits = model({"token_ids": tokens, "padding_mask": np.ones_like(tokens)})
         tokens[:, position] = np.array(logits)[:, position - 1].argmax(axis=-1)
     np.testing.assert_array_equal(found, tokens)
+
+
+def test_generation_is_traced_anew_after_each_conversion():
+    keras.utils.set_random_seed(1)
+    model = models.GPT2CausalLM(backbone=gpt2()[0], preprocessor=None)
+    for v in model.trainable_variables:
+        v.assign_add(0.5 * keras.random.normal(v.shape))
+    model.compile(sampler="greedy")
+    prompt = {
+        "token_ids": np.pad(TOKENS[:, :4], ((0, 0), (0, 6))),
+        "padding_mask": np.pad(np.ones((2, 4), "int32"), ((0, 0), (0, 6))),
+    }
+
+    def generated():
+        return model.generate(prompt, stop_token_ids=None)["token_ids"]
+
+    original = generated()
+    revkeras.to_momentum_net(model, beta=0.8)
+    converted = generated()
+    assert (converted != original).any()
+    model.compile(sampler="greedy")
+    np.testing.assert_array_equal(generated(), converted)
+    revkeras.to_plain(model)
+    np.testing.assert_array_equal(generated(), original)

@@ -83,6 +83,40 @@ def test_it_trains_and_counts_what_saturates():
     assert not model.jit_compile
 
 
+def test_blocks_that_are_models_report_too_and_nothing_hides_what_is_not_finite():
+    def block():
+        x = keras.Input((4,))
+        return keras.Model(x, x + keras.layers.Dense(4)(x))
+
+    model = keras.Sequential([keras.Input((4,)), *(block() for _ in range(8))])
+    revkeras.to_momentum_net(model)
+    model.compile("sgd", "mse")
+    large = np.full((2, 4), 1e5, "float32")
+    history = model.fit(large, large, verbose=0).history
+    (name,) = (n for n in history if n.endswith("_saturated"))
+    assert history[name][0] > 0
+    found = model.predict(np.array([[1.0] * 4, [np.nan] * 4, [np.inf] * 4]), verbose=0)
+    np.testing.assert_array_equal(np.isfinite(found).all(axis=1), [True, False, False])
+    revkeras.to_plain(model)
+    assert not any(n.name.endswith("_saturated") for n in model.metrics)
+
+
+def test_a_subclassed_model_that_was_made_plain_is_converted_again():
+    model = subclassed(3)
+    expected = model(X)
+    revkeras.to_momentum_net(model, beta=0.5)
+    with pytest.raises(ValueError, match="momentum network already"):
+        revkeras.to_momentum_net(model)
+    revkeras.to_plain(model)
+    plain = model(X)
+    with pytest.raises(ValueError, match="no layer has the name 'nobody'"):
+        revkeras.to_momentum_net(model, layers=["nobody", "else"])
+    np.testing.assert_array_equal(model(X), plain)
+    revkeras.to_momentum_net(model, beta=0.0)
+    assert revkeras.to_plain(model) is model
+    np.testing.assert_array_equal(model(X), expected)
+
+
 def test_a_model_compiled_before_leaves_xla_until_it_is_converted_back():
     model = functional(8)
     model.compile("adam", "mse", jit_compile=True)

@@ -215,3 +215,38 @@ def test_stacks_in_a_subclassed_model_stay_and_are_differentiated_plainly():
     assert revkeras.to_plain(model) is model
     assert model.stack.memory_mode == "none"
     np.testing.assert_allclose(model(X), expected, rtol=1e-6)
+
+
+class Reader(L.Layer):
+    """A residual block that looks for the mask on its input, and names none in its `call()`."""
+
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+        self.dense = L.Dense(4)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        mean = L.GlobalAveragePooling1D(keepdims=True)(x)
+        return x + self.dense(x) * mean
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("convert", ["momentum", "residual", "stack"])
+def test_masks_go_along_in_a_plain_model(convert, policy):
+    keras.config.set_dtype_policy(policy)
+    tokens = np.array([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0]])
+    blocks = [Reader() for _ in range(3)]
+    if convert != "momentum":
+        residual = convert == "residual"
+        blocks = [revkeras.to_reversible(blocks, residual=residual, split_axis=None)]
+    first = keras.Input((5,)), L.Embedding(9, 4, mask_zero=True)
+    model = keras.Sequential([*first, *blocks, L.GlobalAveragePooling1D()])
+    if convert == "momentum":
+        revkeras.to_momentum_net(model, beta=0.4)
+    expected = model(tokens)
+    plain = revkeras.to_plain(model)
+    assert plain is not model
+    np.testing.assert_allclose(plain(tokens), expected, rtol=1e-6)

@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from revkeras.distribute import ZeroStrategy, membership
@@ -217,6 +218,21 @@ def datasets():
         refuses(message, strategy.shard, dataset)
 
 
+def whole_batches():
+    """What `shard` did not make is trained on as a whole by each; rank 0 says so."""
+    with strategy.scope():
+        model = cases.dense()
+        model.compile(strategy.optimizer(keras.optimizers.SGD()), "mse")
+    own = strategy.shard(batches(48))
+    arrays = strategy.shard((x[:48], y[:48]))
+    for data, warns in (own, False), (own.prefetch(2), False), (arrays, False), (batches(48), True):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            model.fit(data, verbose=0)
+        told = any("`strategy.shard` did not make" in str(w.message) for w in found)
+        assert told == (warns and strategy.rank == 0), [str(w.message) for w in found]
+
+
 def errors():
     with strategy.scope():
         model = cases.dense()
@@ -279,5 +295,6 @@ compiled_again()
 if stage == 3:
     states_that_are_means()
     datasets()
+    whole_batches()
     errors()
 strategy.engine.close()

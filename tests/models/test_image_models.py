@@ -254,3 +254,16 @@ def test_revnet_without_a_top():
 def test_bad_input(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_channels_first():
+    keras.config.set_image_data_format("channels_first")
+    try:
+        for build in (lambda: models.RevNet(38), models.IRevNet, models.RevViT):
+            with pytest.raises(ValueError, match="channels last.*is 'channels_first'"):
+                build()
+        functions = [keras.layers.Conv2D(3, 3, padding="same")]
+        net = models.MomentumNet(functions, input_shape=(3, 8, 6), classes=2)
+        assert net.get_layer("predictions").kernel.shape == (3, 2)
+    finally:
+        keras.config.set_image_data_format("channels_last")

@@ -199,7 +199,8 @@ def stand_in(values: list, dvalues: list) -> tf.Tensor:
 
         return zero(*values)
     name = f"RevkerasStandIn{next(_numbers)}"  # for what differentiates whole graphs
-    tf.RegisterGradient(name)(lambda operation, *_: [None, *dvalues])
+    # Exports name its arguments as it does, and `_` is no name in a graph.
+    tf.RegisterGradient(name)(lambda operation, *doutputs: [None, *dvalues])
     graph = tf.compat.v1.get_default_graph()
     with record.stop_recording(), graph.gradient_override_map({"IdentityN": name}):
         token = tf.identity_n([tf.zeros(()), *values])[0]
@@ -258,6 +259,20 @@ _DRAWS = {
     "StatefulRandomBinomial",
     "TruncatedNormal",
 }
+
+
+def refuse_changing(name: str, operations: Iterable[str]) -> None:
+    """Raises for a step that traces to another graph each time."""
+    if {"PyFunc", "EagerPyFunc", "PyFuncStateless"} & set(operations):
+        return  # these have another number each time
+    raise ValueError(
+        f"{name} does not trace to the same graph twice, so its replay in the backward pass would "
+        "compute something else. Its `call()` depends on Python values that change, such as "
+        "random numbers of NumPy, a counter or the time. Draw random numbers by `keras.random` "
+        "with `seed=self.seed_generator`, a `keras.random.SeedGenerator` made in the block's "
+        "`__init__()`, keep what changes in `self.add_weight(..., trainable=False)`, or use "
+        "`memory_mode='none'`."
+    )
 
 
 def refuse_unreplayable(name: str, operations: Iterable[str]) -> None:

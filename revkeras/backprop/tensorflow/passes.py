@@ -19,6 +19,7 @@ from revkeras.backprop.tensorflow.graph import (
     one_piece,
     or_zeros,
     pull_back,
+    refuse_changing,
     refuse_unreplayable,
     specs,
 )
@@ -67,13 +68,18 @@ def passes(step: Step, carry: list, weights: list, state: list) -> Passes:
 
 
 def _passes_of_same_graph(step: Step, values: tuple, flags: tuple) -> Passes:
-    found = fingerprint(_all_that_differs(step), values)
+    traced = _all_that_differs(step)
+    found = fingerprint(traced, values)
     if not step.inference:
         refuse_unreplayable(step.name, found.operations)
     if not found.shows_gradient:
-        found = fingerprint(_all_that_differs(step, with_gradient=True), values)
+        traced = _all_that_differs(step, with_gradient=True)
+        found = fingerprint(traced, values)
     known = kept_by_graph("passes", dict)
     if (found, flags) not in known:
+        # What only Keras's own code computes is the same each time.
+        if not (step.structure or step.inference) and fingerprint(traced, values) != found:
+            refuse_changing(step.name, found.operations)
         known[found, flags] = _passes(step, attends="Softmax" in found.operations)
     return known[found, flags]
 

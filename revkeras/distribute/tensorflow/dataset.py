@@ -52,7 +52,7 @@ def rows_if_even(dataset: tf.data.Dataset, size: int) -> int:
         )
     rows = _batch_size(dataset)
     if rows is None or rows % size:
-        found = "none" if rows is None else rows
+        found = "none (call `dataset.batch(n)` on one of single rows)" if rows is None else rows
         raise ValueError(
             "Invalid value for argument `dataset`: expected batches whose size is a multiple of "
             f"the number of workers, {size}, as each gets an equal part; received batch size "
@@ -61,15 +61,16 @@ def rows_if_even(dataset: tf.data.Dataset, size: int) -> int:
     return rows
 
 
-def _parts(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
+def parts(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
+    """The dataset, and all that it is made of."""
     yield dataset
     for part in dataset._inputs():
-        yield from _parts(part)
+        yield from parts(part)
 
 
 def shuffle_seeds(dataset: tf.data.Dataset) -> list[list[int]]:
     """The seeds of the shuffles in it, two for each; both zero where it is left to chance."""
-    shuffles = [part for part in _parts(dataset) if type(part).__name__ == "_ShuffleDataset"]
+    shuffles = [part for part in parts(dataset) if type(part).__name__ == "_ShuffleDataset"]
     return [[int(part._seed), int(part._seed2)] for part in shuffles]
 
 
@@ -81,7 +82,7 @@ def _batch_size(dataset: tf.data.Dataset) -> int | None:
     known = {shape[0] for shape in shapes if shape.rank and shape[0] is not None}
     if known:
         return known.pop() if len(known) == 1 else None
-    for part in _parts(dataset):
+    for part in parts(dataset):
         if type(part).__name__ == "_BatchDataset":
             return int(part._batch_size)
     first = tf.nest.flatten(next(iter(dataset.take(1))))

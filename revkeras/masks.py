@@ -1,0 +1,78 @@
+"""Masks that Keras's layers look for on tensors, in functional models with operations.
+
+Layers hand masks on from tensor to tensor while a model runs. Operations such as a sum do
+not, and a graph of `KerasTensor`s does not show where there will be one.
+"""
+
+from typing import Any
+
+import keras
+
+
+@keras.saving.register_keras_serializable("revkeras")
+class MaskOf(keras.layers.Layer):
+    """The mask on a tensor of shape `(..., channels)`, of shape `(...)`; all true without one.
+
+    Example:
+
+    >>> import keras
+    >>> from revkeras.masks import MaskOf
+    >>> embedded = keras.layers.Embedding(9, 2, mask_zero=True)(keras.ops.array([[3, 0]]))
+    >>> MaskOf()(embedded).numpy().tolist()
+    [[True, False]]
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+
+    def call(self, x: Any) -> Any:
+        mask = getattr(x, "_keras_mask", None)
+        return keras.ops.ones(keras.ops.shape(x)[:-1], "bool") if mask is None else mask
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape[:-1], "bool")
+
+    def compute_mask(self, x: Any, previous_mask: Any = None) -> None:
+        return None
+
+
+@keras.saving.register_keras_serializable("revkeras")
+class WithMask(keras.layers.Layer):
+    """The first of two tensors, with the second as its mask.
+
+    Example:
+
+    >>> import keras
+    >>> from revkeras.masks import WithMask
+    >>> x = keras.ops.array([[[1.0], [5.0]]])
+    >>> masked = WithMask()([x, keras.ops.array([[True, False]])])
+    >>> float(keras.layers.GlobalAveragePooling1D()(masked)[0, 0])
+    1.0
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs: list) -> Any:
+        return keras.ops.copy(inputs[0])
+
+    def compute_output_spec(self, inputs: list) -> Any:
+        return keras.KerasTensor(inputs[0].shape, inputs[0].dtype)
+
+    def compute_mask(self, inputs: list, previous_mask: Any = None) -> Any:
+        return inputs[1]
+
+
+def masked_as(x: Any, like: Any) -> Any:
+    """A `KerasTensor` that has the mask that another has when the model runs."""
+    return WithMask()([x, MaskOf()(like)])
+
+
+def makes_masks(layer: keras.layers.Layer) -> bool:
+    """Whether a layer may put a mask on what it returns, by itself."""
+    if isinstance(layer, keras.layers.Embedding):
+        return layer.mask_zero
+    known = type(layer).compute_mask.__module__.partition(".")[0] in ("keras", "revkeras")
+    return isinstance(layer, keras.layers.Masking) or not known
