@@ -309,7 +309,7 @@ def test_optimizers_that_need_all_at_once_are_refused(make, message):
 
 
 def test_what_is_no_optimizer():
-    with pytest.raises(TypeError, match="`inner_optimizer`: expected a Keras optimizer .*received .*=3"):
+    with pytest.raises(TypeError, match="`inner_optimizer`: expected a Keras .*received .*=3"):
         FusedUpdate(3)
 
 

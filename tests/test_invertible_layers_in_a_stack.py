@@ -364,7 +364,7 @@ class Halving(Doubling):
         ),
         (
             lambda: ReversibleSequential([L.Dense(3)])(normal(2, 8)),
-            r"received \(2, 3\). A stream has half .* \(A layer that changes it has to define `inverse\(\)`",
+            r"received \(2, 3\)\. A stream has half .* has to define `inverse\(\)`",
         ),
         (
             lambda: ReversibleSequential([Doubling()], coupling=Additive(exact=True)),
