@@ -56,9 +56,9 @@ def find_runs(model: keras.Model) -> list[FoundRun]:
             "and with weights of the same shapes, each called on the output of the one before it, "
             "which add to their input and keep its shape. Looked at:\n"
             + "\n".join(f"- {line}" for line in looked_at or ["no two layers that are alike"])
-            + "\nA block is one layer. Where the model around it adds what goes in to what comes "
-            "out, as by `Add()([x, f(x)])`, make a `keras.Model` or a layer of your own of each "
-            "block, with that addition in it. Pass the names of other blocks as `layers`."
+            + "\nIn a functional model blocks may also be `x + f(x)` of its own operations, where "
+            "f(x) reads nothing but x, and what is inside is read nowhere else. Make a layer or a "
+            "`keras.Model` of each block that is another, and pass their names as `layers`."
         )
     return runs
 

@@ -8,7 +8,14 @@ from typing import Any
 import keras
 
 from revkeras.convert.find_runs import FoundRun, find_runs, named_runs
-from revkeras.convert.momentum_run import ModelCall, MomentumRun, is_in_run, written
+from revkeras.convert.inlined_blocks import with_blocks
+from revkeras.convert.momentum_run import (
+    ModelCall,
+    MomentumRun,
+    clone_refused,
+    is_in_run,
+    written,
+)
 
 
 def to_momentum_net(
@@ -46,7 +53,8 @@ def to_momentum_net(
         layers: A list of the names of the blocks, in the order of their calls; they
             may form more than one run. Defaults to `None`, which means all runs of
             at least two residual blocks of one type whose weights have the same
-            shapes.
+            shapes. Blocks are layers and models, and in a functional model also what
+            it makes of its own operations as `x + f(x)`.
         beta: Float from 0, included, to 1, excluded: what is kept of the velocity.
             Defaults to `0.1`.
 
@@ -75,9 +83,7 @@ def to_momentum_net(
     >>> import keras, revkeras
     >>> x = inputs = keras.Input((8,))
     >>> for _ in range(4):
-    ...     block_input = keras.Input((8,))
-    ...     y = keras.layers.Dense(8, activation="tanh")(block_input)
-    ...     x = keras.Model(block_input, block_input + y)(x)
+    ...     x = x + keras.layers.Dense(8, activation="tanh")(x)
     >>> model = keras.Model(inputs, x)
     >>> model is revkeras.to_momentum_net(model, beta=0.2)
     True
@@ -106,19 +112,22 @@ def to_momentum_net(
             "on data once, or `build()` it, before converting it."
         )
     _check_unconverted(model)
-    found = find_runs(model) if layers is None else named_runs(model, layers)
-    return _convert(model, found, float(beta), "reversible")
+    if layers is not None:
+        return _convert(model, named_runs(model, layers), float(beta), "reversible")
+    graph = with_blocks(model)
+    return _convert(model, find_runs(graph or model), float(beta), "reversible", graph)
 
 
 def _converted_anew(model: keras.Model, layers: Sequence[str] | None, beta: float) -> keras.Model:
     """Converts a model that `to_plain` had to leave its runs."""
-    before = model.momentum_runs
+    before, graph = model.momentum_runs, model.graph_of_blocks
     revert(model)
     try:
         return to_momentum_net(model, layers, beta)
     except ValueError:
         for run in before:
-            _convert(model, [FoundRun(run.blocks, run.arguments)], run.beta, run.memory_mode)
+            found = [FoundRun(run.blocks, run.arguments)]
+            _convert(model, found, run.beta, run.memory_mode, graph)
         raise
 
 
@@ -143,6 +152,24 @@ class MomentumModel:
         # Keras makes models of this class without any, of layers of this one.
         return self._momentum_runs.runs if "_momentum_runs" in vars(self) else []
 
+    @property
+    def graph_of_blocks(self) -> keras.Model | None:
+        """The model with blocks that its own operations make as layers, if it has such."""
+        return self._momentum_runs.graph if "_momentum_runs" in vars(self) else None
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        with self._as_it_was():
+            return self.compute_output_spec(*args, **kwargs)
+
+    def _run_through_graph(self, *args: Any, **kwargs: Any) -> Any:
+        """What a functional model does in its call, and Keras where it clones one."""
+        graph = self.graph_of_blocks
+        if graph is None:
+            return super()._run_through_graph(*args, **kwargs)
+        if not self.momentum_runs[0].is_called():
+            raise TypeError(clone_refused(f"Model '{self.name}' is"))
+        return graph._run_through_graph(*args, **kwargs)
+
     def call(self, *args: Any, **kwargs: Any) -> Any:
         with ModelCall(self.momentum_runs) as call:
             outputs = super().call(*args, **kwargs)
@@ -150,7 +177,7 @@ class MomentumModel:
         return outputs
 
     def get_config(self) -> dict:
-        layers = list(self._flatten_layers())
+        layers = list((self.graph_of_blocks or self)._flatten_layers())
         places = {id(layer): place for place, layer in enumerate(layers)}
         runs = [
             {
@@ -162,7 +189,8 @@ class MomentumModel:
             for run in self.momentum_runs
         ]
         with written(self.momentum_runs), self._as_it_was():
-            return {"model": keras.saving.serialize_keras_object(self), "runs": runs}
+            model = keras.saving.serialize_keras_object(self)
+        return {"model": model, "runs": runs, "with_blocks": self.graph_of_blocks is not None}
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> keras.Model:
@@ -197,7 +225,8 @@ class SavedMomentumModel:
         # The converted model is compiled, where that is asked for.
         original = {k: v for k, v in config["model"].items() if k != "compile_config"}
         model = keras.saving.deserialize_keras_object(original, custom_objects)
-        layers = list(model._flatten_layers())
+        graph = with_blocks(model) if config["with_blocks"] else None
+        layers = list((graph or model)._flatten_layers())
         for run in config["runs"]:
             blocks = [layers[place] if place < len(layers) else None for place, _ in run["blocks"]]
             names = [name for _, name in run["blocks"]]
@@ -208,7 +237,8 @@ class SavedMomentumModel:
                     "load its weights."
                 )
             arguments = None if run["arguments"] is None else frozenset(run["arguments"])
-            model = _convert(model, [FoundRun(blocks, arguments)], run["beta"], run["memory_mode"])
+            found = [FoundRun(blocks, arguments)]
+            model = _convert(model, found, run["beta"], run["memory_mode"], graph)
         return model
 
     def get_config(self) -> dict:
@@ -216,14 +246,18 @@ class SavedMomentumModel:
 
 
 def _convert(
-    model: keras.Model, found: list[FoundRun], beta: float, memory_mode: str
+    model: keras.Model,
+    found: list[FoundRun],
+    beta: float,
+    memory_mode: str,
+    graph: keras.Model | None = None,
 ) -> keras.Model:
-    """Puts runs into the model's blocks' places."""
+    """Puts runs into the places of the blocks of the model, or of `graph`, that is made of it."""
     runs = [MomentumRun(run.blocks, beta, run.arguments, memory_mode) for run in found]
     for run in runs:
         run.enter()
     if not isinstance(model, MomentumModel):
-        model._momentum_runs = _Runs(model)
+        model._momentum_runs = _Runs(model, graph)
         model.__class__ = _class_of(type(model))
         # A run leaves the whole-model XLA compile, in which memory would grow with depth.
         model.supports_jit = False
@@ -258,8 +292,9 @@ class _Runs:
     And what `Model.compile()` had decided before they were made.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, graph: keras.Model | None):
         self.runs: list[MomentumRun] = []
+        self.graph = graph
         self.supports_jit = model.supports_jit
         self.compiled = getattr(model, "_compile_config", None), model._jit_compile
 

@@ -77,6 +77,7 @@ class MomentumRun:
         self.beta = beta
         self.arguments = arguments
         self.memory_mode = memory_mode
+        self.hosts = [_host(block) for block in blocks]
         originals = [Original(block) for block in blocks]
         self.dtype = keras.backend.result_type(blocks[0].variable_dtype, "float32")
         # Without a velocity nothing is left of a block's input, so it is kept.
@@ -92,11 +93,7 @@ class MomentumRun:
             block.compute_output_spec = _Spec(block, block.compute_output_spec)
             block.get_config = _Config(self, index, block.get_config)
         if self.stack is not None and self.stack.couplings[0].exact:
-            # Keras passes over the metrics of models that are in a model.
-            layers = self.blocks[0]._flatten_layers()
-            reporting = (x for x in layers if not isinstance(x, keras.Model))
-            self.reports_to = next(reporting, self.blocks[0])
-            self.reports_to._metrics.append(self.stack.saturated)
+            self.hosts[0]._metrics.append(self.stack.saturated)
 
     def leave(self) -> None:
         """Gives the places back."""
@@ -106,7 +103,7 @@ class MomentumRun:
             for name, value in own.items():
                 setattr(block, name, value)
         if self.stack is not None and self.stack.couplings[0].exact:
-            self.reports_to._metrics.remove(self.stack.saturated)
+            self.hosts[0]._metrics.remove(self.stack.saturated)
 
     def call(self, index: int, call: Any, args: tuple, kwargs: dict) -> Any:
         """What block `index` returns in the place of `call(*args, **kwargs)`."""
@@ -178,11 +175,11 @@ class MomentumRun:
         return (y, *extras) if extras else y
 
     def _run(self, index: int, layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
-        """Calls a layer of the run; what it adds as losses, block `index` adds."""
+        """Calls a layer of the run; what it adds as losses, a layer of block `index` adds."""
         layer._clear_losses()
         outputs = layer(*args, **kwargs)
         for loss in layer._losses:
-            self.blocks[index].add_loss(loss)
+            self.hosts[index].add_loss(loss)
         return outputs
 
     def _hand_on(self, index: int, position: Position, arguments: dict) -> Any:
@@ -208,6 +205,10 @@ class MomentumRun:
     def _call(self) -> "ModelCall | None":
         """The call of its model that is under way."""
         return next((call for call in _CALLS.get() if self in call.runs), None)
+
+    def is_called(self) -> bool:
+        """Whether a call of its model is under way."""
+        return self._call() is not None
 
     def name_of(self, index: int) -> str:
         """What errors call a block."""
@@ -301,12 +302,17 @@ class _Config:
     def __call__(self) -> dict:
         if self.run in _WRITTEN.get():
             return self.before()
-        raise TypeError(
-            f"{self.run.name_of(self.index)} is a part of a momentum network, and what is "
-            "made of its config alone, as by `keras.models.clone_model`, would not be. Save or "
-            "copy the model that was converted, with `copy.deepcopy(model)` or "
-            "`type(model).from_config(model.get_config())`, or clone it before it is converted."
-        )
+        raise TypeError(clone_refused(f"{self.run.name_of(self.index)} is a part of"))
+
+
+def clone_refused(subject: str) -> str:
+    """What is said where Keras would make a copy of a part that is not converted."""
+    return (
+        f"{subject} a momentum network, and what is made of its config alone, as by "
+        "`keras.models.clone_model`, would not be. Save or copy the model that was converted, "
+        "with `copy.deepcopy(model)` or `type(model).from_config(model.get_config())`, or clone "
+        "it before it is converted."
+    )
 
 
 def _stack(originals: list, beta: float, dtype: str) -> ReversibleSequential:
@@ -331,6 +337,16 @@ def _stack(originals: list, beta: float, dtype: str) -> ReversibleSequential:
         dtype=dtype,
         name=f"{originals[0].block.name}_momentum",
     )
+
+
+def _host(block: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer to which a block's losses and metrics are given.
+
+    Keras passes over the metrics of models in a model, and does not see a block that was made of
+    a functional model's own layers.
+    """
+    layers = block._flatten_layers()
+    return next((x for x in layers if x.weights and not isinstance(x, keras.Model)), block)
 
 
 def _bind(block: keras.layers.Layer, args: tuple, kwargs: dict) -> tuple[Any, dict]:

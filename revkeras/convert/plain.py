@@ -82,10 +82,11 @@ def to_plain(model: keras.Model) -> keras.Model:
     graph = _functional(model)
     moving = [*([x] for x in stacks), *(run.blocks for run in runs)]
     if graph is not None and _can_be_rewritten(graph, moving):
+        blocks = {id(b): (r, i) for r in runs for i, b in enumerate(r.blocks)}
+        plain = _rewritten(graph, blocks, masked=any(map(makes_masks, layers)))
         for layer in converted:
             revert(layer)
-        blocks = {id(b): (r, i) for r in runs for i, b in enumerate(r.blocks)}
-        return _rewritten(graph, blocks, masked=any(map(makes_masks, layers)))
+        return plain
     for run in runs:
         run.memory_mode = "none"
     for stack in stacks:
@@ -107,6 +108,8 @@ def _plain_stack(stack: ReversibleSequential) -> keras.Model:
 
 def _functional(model: keras.Model) -> keras.Model | None:
     """The model as a functional one, or `None` if it is not."""
+    if isinstance(model, MomentumModel) and model.graph_of_blocks is not None:
+        return model.graph_of_blocks
     if isinstance(model, keras.Sequential):
         return keras.Model(model.inputs, model.outputs, name=model.name)
     return model if hasattr(model, "operations") else None

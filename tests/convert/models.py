@@ -53,6 +53,19 @@ def sequential(blocks=4, **options):
     return keras.Sequential([keras.Input((4,)), *layers, L.Dense(3)])
 
 
+def inlined(blocks=4, rate=0.0, penalty=0.0):
+    """Blocks of two additions each, which are the model's own operations."""
+    regularizer = keras.regularizers.L2(penalty) if penalty else None
+    x = keras.Input((4,))
+    y = L.Dense(4)(x)
+    for _ in range(blocks):
+        h = L.Dense(6, activation="tanh", activity_regularizer=regularizer)(y)
+        h = L.BatchNormalization(momentum=0.7)(h)
+        y = L.Add()([L.Dense(4)(h), y])
+        y = y + L.Dropout(rate)(L.Dense(4, activation="tanh")(y))
+    return keras.Model(x, L.Dense(3)(y))
+
+
 @keras.saving.register_keras_serializable("tests")
 class Subclassed(keras.Model):
     """Blocks in a loop, with caches if it is given some."""
@@ -96,8 +109,14 @@ DATA = {
     "functional": {"x": X, "scale": np.linspace(0.5, 1, 6, dtype="float32")[:, None]},
     "sequential": X,
     "subclassed": X,
+    "inlined": X,
 }
-BUILDERS = {"functional": functional, "sequential": sequential, "subclassed": subclassed}
+BUILDERS = {
+    "functional": functional,
+    "sequential": sequential,
+    "subclassed": subclassed,
+    "inlined": inlined,
+}
 
 
 def gradients(model, data):

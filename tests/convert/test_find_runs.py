@@ -22,11 +22,11 @@ def chain(blocks, output=lambda tensors: tensors[-1], width=4):
     return keras.Model(x, output(tensors), name="chain")
 
 
-def added_outside(blocks):
-    """Residual blocks whose additions are the model's own."""
+def activated(blocks):
+    """Blocks that change the sum, which are the model's own operations."""
     y = x = keras.Input((4,))
     for _ in range(blocks):
-        y = L.Add()([y, L.Dense(4)(y)])
+        y = L.ReLU()(L.Add()([y, L.Dense(4)(y)]))
     return keras.Model(x, y)
 
 
@@ -80,7 +80,7 @@ def test_names_take_blocks_that_are_not_equal_or_not_residual():
             "is called more than once",
         ),
         (lambda: sequential(1), "no two layers that are alike"),
-        (lambda: added_outside(3), "adds nothing to its input(.|\n)*A block is one layer"),
+        (lambda: activated(3), r"adds nothing to its input(.|\n)*may also be `x \+ f\(x\)`"),
         (
             lambda: chain([Block(name="a"), Block(name="b", activity_regularizer="l2")]),
             "has an activity regularizer of its own",
