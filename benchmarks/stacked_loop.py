@@ -26,6 +26,7 @@ CONTESTANTS = {
     "plain, compiled": "the same, `jit_compile=True`",
     "loop, compiled": "loop over stacked weights, `jit_compile=True`",
     "reversible": "`ReversibleSequential`",
+    "reversible, compiled": "`ReversibleSequential(jit_compile=True)`",
 }
 
 
@@ -109,16 +110,19 @@ def loop_model(blocks, shape, batch):
 
 def build_model(configuration):
     import keras
-    from keras_contestants import build_block, plain_model, reversible_sequential
+    from keras_contestants import build_block, plain_model
 
-    contestant = configuration.contestant
+    import revkeras
+
+    stack, *compiled = configuration.contestant.split(", ")
     blocks = [build_block(WORKLOAD, index) for index in range(configuration.depth)]
-    where = WORKLOAD.input_shape[1:], configuration.batch
-    if contestant == "reversible":
-        model = reversible_sequential(blocks, *where, "reversible")
+    shape, batch = WORKLOAD.input_shape[1:], configuration.batch
+    if stack == "reversible":
+        layer = revkeras.ReversibleSequential(blocks, jit_compile=bool(compiled))
+        model = keras.Sequential([keras.Input(shape, batch_size=batch), layer])
     else:
-        model = (loop_model if contestant == "loop, compiled" else plain_model)(blocks, *where)
-    model.compile(keras.optimizers.SGD(1e-3), "mse", jit_compile=contestant.endswith(", compiled"))
+        model = {"loop": loop_model, "plain": plain_model}[stack](blocks, shape, batch)
+    model.compile(keras.optimizers.SGD(1e-3), "mse", jit_compile=bool(compiled))
     return model
 
 

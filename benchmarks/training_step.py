@@ -76,7 +76,7 @@ class Schedule:
     first_step_contestants: tuple[str, ...]
 
 
-FULL = Schedule({8: 1, 64: 1}, {8: 1, 32: 3}, {8: 3, 64: 3, 256: 1}, FIRST_STEP_CONTESTANTS)
+FULL = Schedule({8: 1, 64: 1}, {8: 1, 32: 5}, {8: 3, 64: 3, 256: 1}, FIRST_STEP_CONTESTANTS)
 QUICK = Schedule({4: 1, 12: 1}, {12: 1}, {8: 1, 64: 1}, ("reversible", "keras-default"))
 
 
@@ -307,7 +307,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="small depths, one round")
     parser.add_argument(
-        "--rounds", type=_count, help="of times, at every depth; default: 3 at 32 blocks"
+        "--rounds", type=_count, help="of times, at every depth; default: 5 at 32 blocks"
     )
     parser.add_argument("--steps", type=_count, default=5, help="measured steps a process")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))

@@ -158,6 +158,8 @@ class MomentumModel:
         return self._momentum_runs.graph if "_momentum_runs" in vars(self) else None
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        if self.graph_of_blocks is None:
+            return super().compute_output_spec(*args, **kwargs)
         with self._as_it_was():
             return self.compute_output_spec(*args, **kwargs)
 
