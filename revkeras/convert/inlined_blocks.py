@@ -42,11 +42,7 @@ def with_blocks(model: keras.Model) -> keras.Model | None:
     if isinstance(model, keras.Sequential) or not hasattr(model, "operations"):
         return None
     nodes = _nodes(model)
-    blocks = [
-        block
-        for chain in _chains(model, nodes)
-        for block in _repeated(chain, [a.kind for a in chain])
-    ]
+    blocks = [block for chain in _chains(model, nodes) for block in _repeated(chain)]
     if not blocks:
         return None
     ends, hidden = {}, set()
@@ -147,9 +143,9 @@ def _kind(operation: Any) -> tuple:
     return type(operation), tuple((tuple(v.shape), v.dtype) for v in weights)
 
 
-def _repeated(chain: list, kinds: list) -> Iterator[list]:
+def _repeated(chain: list[_Addition]) -> Iterator[list[_Addition]]:
     """The parts of a chain that are followed or preceded by an equal one."""
-    start = 0
+    kinds, start = [a.kind for a in chain], 0
     while start < len(chain):
         repeats = {n: _repeats(kinds[start:], n) for n in range(1, len(chain) - start + 1)}
         length = max(repeats, key=lambda n: (n * repeats[n] * (repeats[n] > 1), -n))

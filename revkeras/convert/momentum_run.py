@@ -108,7 +108,7 @@ class MomentumRun:
     def call(self, index: int, call: Any, args: tuple, kwargs: dict) -> Any:
         """What block `index` returns in the place of `call(*args, **kwargs)`."""
         block = self.blocks[index]
-        whole = self.memory_mode != "none" and self._call() is not None
+        whole = self.memory_mode != "none" and self.is_called()
         if not self.beta:
             if whole:
                 return self._run(index, self.checkpoints[index], *args, **kwargs)
