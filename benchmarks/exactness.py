@@ -25,7 +25,6 @@ Writes `exactness.md` and `exactness.json`. A missed goal is shown, and is no fa
 import argparse
 import copy
 import dataclasses
-import json
 import time
 import warnings
 from pathlib import Path
@@ -538,6 +537,10 @@ def measure(configuration):
     return Measurement(configuration, figures)
 
 
+def measure_as_values(configuration):
+    return dataclasses.asdict(measure(configuration))
+
+
 def measure_in_fresh_process(configuration):
     environment = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -565,21 +568,15 @@ def run(arguments):
     print("\n" + text)
 
 
-def parse_arguments():
+def argument_parser():
     parser = argparse.ArgumentParser(
         description="How exact rebuilt values and gradients are, by coupling, depth and dtype."
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="small depths")
     parser.add_argument("--cases", nargs="+", choices=list(MEASURES), default=list(MEASURES))
-    parser.add_argument("--measure", metavar="JSON", help="measure one configuration, here")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
-    if parsed.measure:
-        result = measure(Configuration(**json.loads(parsed.measure)))
-        print(json.dumps(dataclasses.asdict(result)))
-    else:
-        run(parsed)
+    fresh_process.main(argument_parser(), Configuration, measure_as_values, run)

@@ -7,6 +7,16 @@ import subprocess
 import sys
 
 
+def main(parser, configuration_class, measure_here, run):
+    """Runs a benchmark, or with `--measure JSON` one configuration, in this process."""
+    parser.add_argument("--measure", metavar="JSON", help="measure one configuration, here")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure_here(configuration_class(**json.loads(arguments.measure)))))
+    else:
+        run(arguments)
+
+
 def measure(script, configuration, environment, python=sys.executable):
     """Runs `script --measure` on a configuration; returns the values that it prints last."""
     arguments = ["--measure", json.dumps(dataclasses.asdict(configuration))]

@@ -10,7 +10,6 @@ the weights and of the peak of a step over the level between steps. Linux only.
 
 import argparse
 import dataclasses
-import json
 
 import fresh_process
 from step_cost import memory
@@ -86,19 +85,14 @@ def run(arguments):
     print(table(header, rows, text_columns=2))
 
 
-def parse_arguments():
+def argument_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=64, help="blocks")
     parser.add_argument("--width", type=int, default=2048, help="of a stream")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5, help="measured steps a process")
-    parser.add_argument("--measure", metavar="JSON", help="measure one configuration, here")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
-    if parsed.measure:
-        print(json.dumps(measure(Configuration(**json.loads(parsed.measure)))))
-    else:
-        run(parsed)
+    fresh_process.main(argument_parser(), Configuration, measure, run)

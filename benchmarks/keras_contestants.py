@@ -60,6 +60,12 @@ class Remat(L.Wrapper):
         return keras.remat(lambda x: self.layer(x, training=training))(x)
 
 
+def build_on_half(blocks, shape):
+    """Builds blocks that read one of two streams."""
+    for block in blocks:
+        block.build((*shape[:-1], shape[-1] // 2))
+
+
 class WeightsAlone(L.Layer):
     """Reads the blocks' weights, computes nothing with them, and gives each a gradient.
 
@@ -71,8 +77,7 @@ class WeightsAlone(L.Layer):
         self.blocks = blocks
 
     def build(self, input_shape):
-        for block in self.blocks:
-            block.build((*input_shape[:-1], input_shape[-1] // 2))
+        build_on_half(self.blocks, input_shape)
 
     def call(self, x):
         @tf.custom_gradient

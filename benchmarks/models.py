@@ -10,7 +10,6 @@ only. Times are those of an idle machine only if it is idle.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import fresh_process
@@ -172,18 +171,13 @@ def run(arguments):
             arguments.docs.write_text(f"{before}{measured}{after}")
 
 
-def parse_arguments():
+def argument_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=BATCHES, default=list(BATCHES))
     parser.add_argument("--steps", type=int, default=3, help="measured steps a process")
     parser.add_argument("--docs", type=Path, help="a page whose table is written anew")
-    parser.add_argument("--measure", metavar="JSON", help="measure one configuration, here")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
-    if parsed.measure:
-        print(json.dumps(measure(Configuration(**json.loads(parsed.measure)))))
-    else:
-        run(parsed)
+    fresh_process.main(argument_parser(), Configuration, measure, run)

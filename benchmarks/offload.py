@@ -9,7 +9,6 @@ those alone. Linux only.
 
 import argparse
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -115,19 +114,14 @@ def run(arguments):
     print(table(header, rows, text_columns=4))
 
 
-def parse_arguments():
+def argument_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depths", type=int, nargs="+", default=[8, 32], help="in blocks")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 1024], help="of each matrix")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
-    parser.add_argument("--measure", metavar="JSON", help="measure one configuration, here")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
-    if parsed.measure:
-        print(json.dumps(measure(Configuration(**json.loads(parsed.measure)))))
-    else:
-        run(parsed)
+    fresh_process.main(argument_parser(), Configuration, measure, run)

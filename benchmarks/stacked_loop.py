@@ -10,7 +10,6 @@ Linux only.
 
 import argparse
 import dataclasses
-import json
 import time
 
 import fresh_process
@@ -87,6 +86,7 @@ def reversible_loop(block, x, stacked):
 def loop_model(blocks, shape, batch):
     import keras
     import tensorflow as tf
+    from keras_contestants import build_on_half
 
     class Loop(keras.layers.Layer):
         def __init__(self):
@@ -94,8 +94,7 @@ def loop_model(blocks, shape, batch):
             self.blocks = blocks
 
         def build(self, input_shape):
-            for block in blocks:
-                block.build((*input_shape[:-1], input_shape[-1] // 2))
+            build_on_half(blocks, input_shape)
 
         def call(self, x):
             def block(stream, weights):
@@ -163,18 +162,13 @@ def run(arguments):
     print(table(header, rows, text_columns=1))
 
 
-def parse_arguments():
+def argument_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depths", type=int, nargs="+", default=[8, 64], help="in blocks")
     parser.add_argument("--first-step-depths", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--steps", type=int, default=5, help="measured steps a process")
-    parser.add_argument("--measure", metavar="JSON", help="measure one configuration, here")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
-    if parsed.measure:
-        print(json.dumps(measure(Configuration(**json.loads(parsed.measure)))))
-    else:
-        run(parsed)
+    fresh_process.main(argument_parser(), Configuration, measure, run)

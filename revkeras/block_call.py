@@ -9,8 +9,9 @@ import keras
 from revkeras import backprop
 from revkeras.couplings import Coupling
 from revkeras.debugging import checks_enabled
+from revkeras.masks import attach_mask
 from revkeras.operands import Operands
-from revkeras.stateless import Packing, StatelessLayer, attach_mask, separate_tensors, spec_of
+from revkeras.stateless import Packing, StatelessLayer, separate_tensors, spec_of
 from revkeras.step import Step
 from revkeras.structure import structure_of
 

@@ -1,12 +1,27 @@
-"""Masks that Keras's layers look for on tensors, in functional models with operations.
+"""Masks that Keras's layers look for on tensors.
 
 Layers hand masks on from tensor to tensor while a model runs. Operations such as a sum do
-not, and a graph of `KerasTensor`s does not show where there will be one.
+not, and a graph of `KerasTensor`s does not show where there will be one: there, `MaskOf`
+and `WithMask` do what `mask_of` and `attach_mask` do with tensors.
 """
 
 from typing import Any
 
 import keras
+
+
+def mask_of(x: Any) -> Any:
+    """The mask that a Keras layer has left on a tensor, or `None`."""
+    return getattr(x, "_keras_mask", None)
+
+
+def attach_mask(x: Any, mask: Any) -> Any:
+    """`x`, with `mask` where Keras layers look for it."""
+    if isinstance(x, keras.KerasTensor) and mask is not None:
+        return WithMask()([x, mask])
+    if mask is not None:
+        x._keras_mask = mask
+    return x
 
 
 @keras.saving.register_keras_serializable("revkeras")
@@ -27,7 +42,7 @@ class MaskOf(keras.layers.Layer):
         self.supports_masking = True
 
     def call(self, x: Any) -> Any:
-        mask = getattr(x, "_keras_mask", None)
+        mask = mask_of(x)
         return keras.ops.ones(keras.ops.shape(x)[:-1], "bool") if mask is None else mask
 
     def compute_output_spec(self, x: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from revkeras import backprop
-from revkeras.masks import WithMask
+from revkeras.masks import attach_mask, mask_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,20 +157,6 @@ def spec_of(structure: Any) -> Any:
         ),
         structure,
     )
-
-
-def mask_of(x: Any) -> Any:
-    """The mask that a Keras layer has left on a tensor, or `None`."""
-    return getattr(x, "_keras_mask", None)
-
-
-def attach_mask(x: Any, mask: Any) -> Any:
-    """`x`, with `mask` where Keras layers look for it."""
-    if isinstance(x, keras.KerasTensor) and mask is not None:
-        return WithMask()([x, mask])
-    if mask is not None:
-        x._keras_mask = mask
-    return x
 
 
 def _is_float(tensor: Any) -> bool:

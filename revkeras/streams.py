@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from revkeras.stateless import mask_of
+from revkeras.masks import mask_of
 from revkeras.step import Layout
 
 APART = Layout(split=list, join=list, n_tensors=2)

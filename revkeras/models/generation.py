@@ -54,9 +54,9 @@ class GenerativeModel(keras.Model):
             A NumPy array of shape `(batch, max_length)`.
 
         Raises:
-            ValueError: for a bad `max_length`, an empty prompt, padding that is not at
-                the end, a negative `temperature`, and encoder inputs that are missing or
-                cannot be used.
+            ValueError: for tokens that are not in the vocabulary, a bad `max_length`, an
+                empty prompt, padding that is not at the end, a negative `temperature`, and
+                encoder inputs that are missing or cannot be used.
 
         Example:
 
@@ -66,16 +66,19 @@ class GenerativeModel(keras.Model):
         >>> model.generate(np.ones((1, 4), "int32"), max_length=9).shape
         (1, 9)
         """
-        prompt = np.asarray(token_ids, "int32")
+        prompt = np.asarray(token_ids)
         mask = np.ones(prompt.shape, bool)
         if padding_mask is not None:
             mask = np.asarray(padding_mask).astype(bool)
         lengths = _lengths(prompt, mask)
+        prompt = self._tokens("token_ids", prompt, mask)
+        if stop_token is not None:
+            stop_token = int(self._tokens("stop_token", stop_token))
         self._check(prompt, max_length, temperature, encoder_inputs)
         context = self._context(encoder_inputs)
         cache = np.zeros((len(prompt), *self._cache_shape(max_length)), "float32")
         tokens = np.zeros((len(prompt), max_length), "int32")
-        tokens[:, : prompt.shape[1]] = prompt * mask
+        tokens[:, : prompt.shape[1]] = prompt
         done, rng = np.zeros(len(prompt), bool), np.random.default_rng(seed)
         step = _STEPS.setdefault(self, _Step(self, self._prefix()))
         start, stop = 0, int(lengths.min())
@@ -95,6 +98,23 @@ class GenerativeModel(keras.Model):
         if done.any():
             tokens[done] = _filled(tokens[done], lengths[done], stop_token)
         return tokens
+
+    def _tokens(self, name: str, value: Any, mask: Any = True) -> np.ndarray:
+        """The value of an argument, as tokens of the vocabulary; 0 where the mask is not set."""
+        tokens, size = np.array(value), self.get_layer("token_embedding").vocabulary_size
+        tokens[~np.broadcast_to(mask, tokens.shape)] = 0
+        expected = f"expected integers from 0 to {size - 1}, the model's vocabulary; received"
+        if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(
+                f"Invalid value for argument `{name}`: {expected} dtype {tokens.dtype}. "
+                "Text has to go through the tokenizer that the model was trained with."
+            )
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < size:
+            raise ValueError(
+                f"Invalid value for argument `{name}`: {expected} some from {tokens.min()} to "
+                f"{tokens.max()}."
+            )
+        return tokens.astype("int32")
 
     def _check(
         self,
@@ -146,7 +166,11 @@ class GenerativeModel(keras.Model):
                 "Invalid value for argument `encoder_inputs`: expected a dictionary of "
                 f"{list(names)}, received one without {missing}."
             )
-        given = {f"encoder_{name}": np.asarray(encoder_inputs[name], "int32") for name in names}
+        mask = np.asarray(encoder_inputs["padding_mask"]).astype(bool)
+        given = {
+            "encoder_token_ids": self._tokens("encoder_inputs", encoder_inputs["token_ids"], mask),
+            "encoder_padding_mask": mask.astype("int32"),
+        }
         inputs = {name: self.input[name] for name in given}
         encoder = keras.Model(inputs, self.get_layer("encoder_norm").output)
         context = encoder(given, training=False)

@@ -10,6 +10,7 @@ from revkeras.layers import DepthToSpace, SpaceToDepth
 from revkeras.layers.invertible import Invertible
 from revkeras.models.top import add_top, check_top, image_input, is_size, with_weights
 from revkeras.reversible_sequential import ReversibleSequential
+from revkeras.streams import same_shape
 
 
 @keras.saving.register_keras_serializable("revkeras")
@@ -29,6 +30,9 @@ class InvertibleModel(keras.Model):
         Returns:
             A tensor of images.
 
+        Raises:
+            ValueError: if `features` do not have the shape of that layer's output.
+
         Example:
 
         >>> import keras, revkeras
@@ -39,7 +43,16 @@ class InvertibleModel(keras.Model):
         >>> bool(error < 1e-5)
         True
         """
-        x = self.get_layer("reversible").inverse(features)
+        stack = self.get_layer("reversible")
+        expected, received = stack.output.shape, tuple(keras.ops.shape(features))
+        if not same_shape(received, expected):
+            raise ValueError(
+                "Invalid value for argument `features`: expected the output of the model's layer "
+                f"'reversible', of shape {expected}, received the shape {received}. With a top "
+                "or pooling, keras.Model(model.input, model.get_layer('reversible').output) "
+                "computes it."
+            )
+        x = stack.inverse(features)
         first = self.layers[1]
         return first.inverse(x) if isinstance(first, SpaceToDepth) else x
 

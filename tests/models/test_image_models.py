@@ -160,6 +160,13 @@ def test_inverse_of_a_model_with_a_top_and_of_a_loaded_one(tmp_path):
     np.testing.assert_allclose(loaded.inverse(features), IMAGES, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"include_top": True, "classes": 3}, {"pooling": "avg"}])
+def test_what_is_not_the_features_has_no_inverse(options):
+    model = small_irevnet(**options)
+    with pytest.raises(ValueError, match="`features`: expected .*'reversible', of shape"):
+        model.inverse(model(IMAGES))
+
+
 def test_streams_to_depth_undoes_itself():
     layer = models.irevnet.StreamsToDepth()
     x = np.arange(2 * 4 * 6 * 4, dtype="float32").reshape(2, 4, 6, 4)

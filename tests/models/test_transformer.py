@@ -176,6 +176,11 @@ def test_bad_sizes(arguments, message):
         ({"temperature": -1.0}, "`temperature`: expected at least 0"),
         ({"padding_mask": np.zeros((3, 6))}, "`token_ids`: expected prompts"),
         ({"encoder_inputs": {}}, "`encoder_inputs`: expected None"),
+        ({"token_ids": TOKENS + 20}, "`token_ids`: expected integers from 0 to 19"),
+        ({"token_ids": TOKENS / 2}, "`token_ids`: expected integers.* received dtype float64"),
+        ({"token_ids": TOKENS.astype(str)}, "`token_ids`: expected integers.* the tokenizer"),
+        ({"stop_token": -1}, "`stop_token`: expected integers.* received some from -1 to -1"),
+        ({"stop_token": "."}, "`stop_token`: expected integers"),
         ({"padding_mask": PADDED[:, ::-1]}, "`padding_mask`: expected padding at the end"),
         ({"padding_mask": PADDED[:, :5]}, r"`padding_mask`: expected the shape \(3, 6\).*\(3, 5\)"),
         ({"token_ids": TOKENS[0]}, r"`token_ids`: expected prompts of shape \(batch, length\)"),
@@ -185,6 +190,13 @@ def test_bad_prompts(arguments, message):
     model = ReversibleTransformer(20, decoder_layers=1, **SIZES)
     with pytest.raises(ValueError, match=message):
         model.generate(**{"token_ids": TOKENS, "max_length": 8, **arguments})
+
+
+def test_padding_need_not_be_of_the_vocabulary():
+    model = ReversibleTransformer(20, decoder_layers=1, **SIZES)
+    padded = np.where(PADDED, TOKENS, -1)
+    expected = model.generate(TOKENS, 8, PADDED)
+    np.testing.assert_array_equal(model.generate(padded, 8, PADDED), expected)
 
 
 def test_missing_encoder_inputs():
