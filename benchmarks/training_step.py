@@ -140,7 +140,7 @@ def measure_in_fresh_process(configuration, pytorch_python):
 
 
 def step_configurations(case, workloads, contestants, rounds, steps):
-    """Contestants vary fastest. One round tells the memory of blocks without dropout."""
+    """Contestants vary fastest. Blocks without dropout are measured at the greatest depth alone."""
     rows = []
     for workload, depth in itertools.product(workloads, rounds):
         maskless = workload == "dense-without-dropout"
@@ -152,7 +152,7 @@ def step_configurations(case, workloads, contestants, rounds, steps):
             competing = MASKLESS_CONTESTANTS
         rows += [
             Configuration(case, workload, depth, round_, contestant, batch, steps)
-            for round_ in range(1 if maskless else rounds[depth])
+            for round_ in range(rounds[depth])
             for contestant in contestants
             if contestant in competing
         ]

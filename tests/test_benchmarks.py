@@ -11,6 +11,7 @@ import fresh_process
 import fused_update
 import machine
 import offload
+import operations
 import plots
 import pytest
 import report
@@ -98,6 +99,20 @@ def test_offload_in_fresh_processes():
     assert found["step_seconds"] > 0
 
 
+def test_operations_of_a_step():
+    """Rebuilding computes a block once more, and draws its random numbers again."""
+
+    def counted(contestant):
+        configuration = operations.Configuration("dense", contestant, depth=2)
+        environment = {"PYTHONPATH": str(ROOT)}
+        return fresh_process.measure(ROOT / "benchmarks/operations.py", configuration, environment)
+
+    plain, reversible = counted("none"), counted("reversible")
+    assert plain["random draws"] == 2
+    assert reversible["random draws"] == 4
+    assert plain["matrix products"] < reversible["matrix products"] <= 2 * 8
+
+
 def test_a_wrong_value_is_an_error(capsys):
     for wrong in ["--depths", "3"], ["--rounds", "0"], ["--contestants", "nobody"]:
         with pytest.raises(SystemExit):
@@ -128,7 +143,7 @@ def test_contestants_vary_fastest():
         (8, 0, "reversible"),
     ]
     rows = training_step.step_configurations(
-        "memory", ["dense-without-dropout"], ["reversible", "checkpoint"], {4: 2, 8: 2}, 5
+        "memory", ["dense-without-dropout"], ["reversible", "checkpoint"], {4: 1, 8: 1}, 5
     )
     assert [(row.depth, row.round, row.contestant) for row in rows] == [(8, 0, "reversible")]
 
