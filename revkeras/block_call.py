@@ -101,6 +101,8 @@ class BlockCall:
 
     def _structure(self, variables: list) -> Hashable | None:
         """What is equal for calls that trace to the same graph, where that can be told."""
+        if backprop.is_eager():  # nothing is traced
+            return None
         layer, coupling = structure_of(self.layer, variables), structure_of(self.coupling)
         arguments = structure_of(spec_of((self.arguments, self.mask)))
         if layer is None or coupling is None or arguments is None:

@@ -13,6 +13,7 @@ from revkeras.stateless import (
     spec_of,
     take_effect,
 )
+from revkeras.structure import structure_of
 
 
 def call_checkpointed(
@@ -41,8 +42,11 @@ def call_checkpointed(
 
     weights, state = residence.read(function.trainable), residence.read(function.state)
     owners = [*function.trainable, *function.state, *others]
+    # Without a gradient nothing is replayed, and Keras's own layers replay well.
+    proven = training is False or structure_of(layer, [*function.trainable, *function.state])
+    unproven = None if proven else f"Layer '{layer.name}' (of type {type(layer).__name__})"
     tensors, updates = backprop.checkpoint(
-        run, floats, weights, [*state, *others], owners, residence
+        run, floats, weights, [*state, *others], owners, residence, unproven
     )
     outputs, losses = packing.unpack(tensors)
     take_effect(owner, function.state, updates, losses)

@@ -20,7 +20,9 @@ def _checkpointed(
             n = len(carry)
             return [*carry, *sides], updates
 
-        outputs, updates = backprop.checkpoint(function, carry, weights, state)
+        # Without a gradient nothing is replayed, and Keras's own layers replay well.
+        unproven = None if step.inference or step.structure else step.name
+        outputs, updates = backprop.checkpoint(function, carry, weights, state, unproven=unproven)
         return outputs[:n], outputs[n:], updates
 
     return _plainly(steps, layout, inputs, weights, state, run)

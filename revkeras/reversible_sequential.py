@@ -182,7 +182,7 @@ class ReversibleSequential(keras.layers.Layer):
         self.supports_masking = True
         # Keras's whole-model compile is one program, in which XLA merges the recomputation
         # with the forward pass and puts off weight gradients: memory grows with depth again.
-        self.supports_jit = False
+        self.supports_jit = memory_mode == "none"
         self.couplings = resolved
         if resolved[0].exact:
             # Keras merges metrics of one name, and a second stack's would hide the first's.

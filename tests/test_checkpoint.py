@@ -132,6 +132,13 @@ def test_variable_as_an_argument(run_eagerly):
     assert np.all(model.scale.numpy() != 1)
 
 
+def test_what_cannot_be_replayed_is_refused():
+    layer = Checkpoint(L.Lambda(lambda x: x * tf.random.normal((6, 4)), name="noisy"))
+    with pytest.raises(ValueError, match="Layer 'noisy' .*draws random numbers .*`keras.random`"):
+        tf.function(layer)(normal(6, 4), training=True)
+    tf.function(layer)(normal(6, 4), training=False)  # nothing is replayed
+
+
 def test_inside_time_distributed():
     outputs = L.TimeDistributed(Checkpoint(L.Dense(3)))(keras.Input((6, 8)))
     assert outputs.shape == (None, 6, 3)

@@ -98,6 +98,14 @@ def test_fit(compile_model):
     assert losses[-1] < losses[0]
 
 
+def test_in_mode_none_the_whole_model_is_compiled():
+    stack = revkeras.ReversibleSequential([keras.layers.Dense(4)] * 2, memory_mode="none")
+    model = keras.Sequential([keras.Input((8,)), stack])
+    model.compile("sgd", "mse", jit_compile=True)
+    assert model.jit_compile
+    model.fit(np.ones((2, 8)), np.ones((2, 8)), verbose=0)
+
+
 def test_layers_that_xla_does_not_support_are_left_out():
     x = tf.random.stateless_normal((6, 8), (0, 1))
     layers = [keras.layers.Dense(4, activation="tanh") for _ in range(3)]

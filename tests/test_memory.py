@@ -1,12 +1,17 @@
 """Activation memory does not grow with depth: one fresh process per figure, wide margins."""
 
+import gc
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 
+import keras
 import pytest
+import tensorflow as tf
 
+import revkeras
 from revkeras.memory import ENVIRONMENT, measure_steps
 
 ATTENTION = textwrap.dedent(
@@ -85,6 +90,37 @@ def test_attention_holds_three_matrices_of_scores():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", ["reversible", "checkpoint", "Checkpoint"])
+def test_a_model_is_forgotten(kind):
+    """TensorFlow's registry of gradients would keep it: every model of a process, for ever.
+
+    The optimizers of Keras have it keep the graph of each training step, with any model.
+    """
+
+    def blocks_of_a_model():
+        blocks = [keras.layers.Dense(2) for _ in range(2)]
+        if kind == "Checkpoint":
+            layer = revkeras.Checkpoint(keras.Sequential(blocks))
+        else:
+            layer = revkeras.ReversibleSequential(blocks, memory_mode=kind)
+        model, x = keras.Sequential([keras.Input((4,)), layer]), tf.ones((2, 4))
+        model.predict(x, verbose=0)
+
+        @tf.function
+        def gradients(x):
+            with tf.GradientTape() as tape:
+                y = model(x, training=True)
+            return tape.gradient(y, [v.value for v in model.trainable_variables])
+
+        assert len(gradients(x)) == 4
+        return [weakref.ref(block) for block in blocks]
+
+    kept = blocks_of_a_model()
+    keras.utils.clear_session()
+    gc.collect()
+    assert [found() for found in kept] == [None, None]
+
+
 def test_a_process_whose_pools_hide_memory_is_told(monkeypatch):
     """TensorFlow keeps freed tensors where it uses oneDNN, and every step seemed to take none."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")

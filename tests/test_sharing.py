@@ -167,10 +167,11 @@ def test_a_check_names_the_block_that_failed(x):
         revkeras.debugging.disable_checks()
 
 
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
 @pytest.mark.parametrize("draw", [tf.random.normal, tf.random.uniform])
-def test_random_numbers_that_cannot_be_drawn_again_are_refused(x, draw):
+def test_random_numbers_that_cannot_be_drawn_again_are_refused(x, draw, mode):
     layers = [keras.layers.Lambda(lambda x: x * draw((6, 4)), name="noisy")]
-    stack = stack_of(layers, x)
+    stack = stack_of(layers, x, memory_mode=mode)
     message = "Block 0 .'noisy'.* draws random numbers .*`keras.random`"
     with pytest.raises(ValueError, match=message):
         tf.function(stack)(x, training=True)
@@ -178,8 +179,9 @@ def test_random_numbers_that_cannot_be_drawn_again_are_refused(x, draw):
     tf.function(stack_of(layers, x, memory_mode="none"))(x)
 
 
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
 @pytest.mark.parametrize("change", ["numpy", "counter"])
-def test_blocks_that_trace_to_another_graph_each_time_are_refused(x, change):
+def test_blocks_that_trace_to_another_graph_each_time_are_refused(x, change, mode):
     count = iter(range(100))
 
     class Changing(keras.layers.Layer):
@@ -187,7 +189,7 @@ def test_blocks_that_trace_to_another_graph_each_time_are_refused(x, change):
             return x * (np.random.rand() if change == "numpy" else next(count))
 
     layers = [Changing(name="changing"), keras.layers.Dense(4)]
-    stack = stack_of(layers, x)
+    stack = stack_of(layers, x, memory_mode=mode)
     message = "Block 0 .'changing'.* does not trace to the same graph twice.*`keras.random`"
     with pytest.raises(ValueError, match=message):
         tf.function(stack)(x, training=True)

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -106,16 +106,11 @@ def gathered(engine: Any, variables: Sequence, shards: list, wires: Sequence[str
         wires: The dtypes in which they are gathered and returned.
     """
 
-    @ops.custom_gradient
-    def run(*shards: Any) -> Any:
-        def grad(*gradients: Any, upstream: Any = None) -> Any:
-            gradients = gradients or upstream
-            gradients = gradients if isinstance(gradients, (list, tuple)) else [gradients]
-            return tuple(scattered(engine, variables, list(gradients)))
+    def run(*shards: Any) -> tuple[list, Callable]:
+        whole = gather(engine, variables, list(shards), wires)
+        return whole, lambda *gradients: scattered(engine, variables, list(gradients))
 
-        return tuple(gather(engine, variables, list(shards), wires)), grad
-
-    return list(run(*shards))
+    return backprop.with_gradient(run, *shards)
 
 
 def gather(engine: Any, variables: Sequence, shards: list, wires: Sequence[str]) -> list:

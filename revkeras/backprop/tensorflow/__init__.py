@@ -1,6 +1,7 @@
 """The gradient engine on TensorFlow."""
 
 from revkeras.backprop.tensorflow.checkpoint import checkpoint
+from revkeras.backprop.tensorflow.custom_gradient import with_gradient
 from revkeras.backprop.tensorflow.graph import (
     after,
     are_initialized,
@@ -37,4 +38,5 @@ __all__ = [
     "shared",
     "snapshot",
     "take_updated",
+    "with_gradient",
 ]

@@ -1,17 +1,13 @@
-"""Gradient checkpointing, on `tf.custom_gradient`."""
+"""Gradient checkpointing: keep the arguments of a function, and call it again."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import (
-    after,
-    detached,
-    one_piece,
-    pull_back,
-    refuse_untracked,
-)
+from revkeras.backprop.tensorflow.custom_gradient import with_gradient
+from revkeras.backprop.tensorflow.graph import after, detached, one_piece, pull_back
+from revkeras.backprop.tensorflow.replayable import check_replays, refuse_untracked
 from revkeras.backprop.tensorflow.residence import InPlace
 
 
@@ -22,11 +18,13 @@ def checkpoint(
     state: list,
     owners: Sequence = (),
     residence: Any = None,
+    unproven: str | None = None,
 ) -> tuple[list, dict]:
     """Runs `function(inputs, weights, state) -> (outputs, updates)`; keeps its arguments.
 
     With a `residence`, the weights and state live there, and are fetched for each of the two runs;
-    `owners` are the variables, or tensors, whose values they are.
+    `owners` are the variables, or tensors, whose values they are. `unproven` is what errors call a
+    function of which it is not known that it computes the same each time.
     """
     residence = residence or InPlace()
     arguments, n_inputs, n_weights = (inputs, weights), len(inputs), len(weights)
@@ -35,11 +33,12 @@ def checkpoint(
         values = residence.fetch(owners, [*weights, *state], gate)
         return values[:n_weights], values[n_weights:]
 
-    @tf.custom_gradient
     def run(inputs, weights, state):
         with tf.GradientTape() as watcher:
             inputs, weights, state = detached((inputs, weights, state))
             own, found = fetched(weights, state, inputs)
+            if unproven:
+                check_replays(unproven, function, (inputs, own, found))
             results = function(inputs, own, after(inputs, found))
         refuse_untracked(watcher.watched_variables())
 
@@ -60,4 +59,4 @@ def checkpoint(
 
         return results, grad
 
-    return run(inputs, weights, state)
+    return with_gradient(run, inputs, weights, state)

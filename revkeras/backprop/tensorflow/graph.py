@@ -1,7 +1,6 @@
 """What keeps TensorFlow from merging, reordering or recording what must not be."""
 
 import contextlib
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -13,8 +12,6 @@ from tensorflow.python.ops.gradients_util import (
     POSSIBLE_GRADIENT_TYPES_NONE,
     PossibleTapeGradientTypes,
 )
-
-_numbers = itertools.count()
 
 eager_scope = tf.init_scope
 is_eager = tf.executing_eagerly
@@ -184,30 +181,6 @@ def detached(tensors: Any) -> Any:
         return tf.nest.pack_sequence_as(tensors, tf.identity_n(flat))
 
 
-def stand_in(values: list, dvalues: list) -> tf.Tensor:
-    """A scalar that stands for `values` on tapes; what differentiates it puts their gradients.
-
-    They are in `dvalues` by then. `tf.custom_gradient` copies its arguments in one operation
-    with its results, and so to the results' device. It would do here, but in a graph tapes
-    make zeros for each of these copies: a quarter of the graph of a deep stack.
-    """
-    if tf.executing_eagerly():
-
-        @tf.custom_gradient
-        def zero(*_):
-            return tf.zeros(()), lambda _: list(dvalues)
-
-        return zero(*values)
-    name = f"RevkerasStandIn{next(_numbers)}"  # for what differentiates whole graphs
-    # Exports name its arguments as it does, and `_` is no name in a graph.
-    tf.RegisterGradient(name)(lambda operation, *doutputs: [None, *dvalues])
-    graph = tf.compat.v1.get_default_graph()
-    with record.stop_recording(), graph.gradient_override_map({"IdentityN": name}):
-        token = tf.identity_n([tf.zeros(()), *values])[0]
-    record.record_operation("stand_in", [token], list(values), lambda _: list(dvalues))
-    return token
-
-
 def pull_back(tape: tf.GradientTape, outputs: list, doutputs: list, inputs: list) -> list:
     """The gradients at `inputs`, `None` where nothing depends on one."""
     pairs = [
@@ -229,59 +202,3 @@ def add_gradients(a: tf.Tensor | None, b: tf.Tensor | None) -> tf.Tensor | None:
 def or_zeros(gradients: Iterable, tensors: list) -> list[tf.Tensor]:
     """The gradients, with zeros in the places of missing ones."""
     return [tf.zeros_like(x) if d is None else d for d, x in zip(gradients, tensors, strict=True)]
-
-
-def refuse_untracked(variables: Sequence[tf.Variable]) -> None:
-    """Raises if a block read a variable that is none of the engine's arguments."""
-    if variables:
-        raise ValueError(
-            "A block reads variables that Keras does not track as its own, so no gradient "
-            f"could reach them: {[v.name for v in variables]}. Make them weights of the "
-            "block: create them with `self.add_weight(...)` in `build()`, or hold the layers "
-            "that own them in attributes of the block."
-        )
-
-
-_DRAWS = {
-    "FractionalAvgPool",
-    "FractionalMaxPool",
-    "Multinomial",
-    "NonDeterministicInts",
-    "ParameterizedTruncatedNormal",
-    "RandomGamma",
-    "RandomPoisson",
-    "RandomPoissonV2",
-    "RandomShuffle",
-    "RandomStandardNormal",
-    "RandomUniform",
-    "RandomUniformInt",
-    "RngReadAndSkip",
-    "StatefulRandomBinomial",
-    "TruncatedNormal",
-}
-
-
-def refuse_changing(name: str, operations: Iterable[str]) -> None:
-    """Raises for a step that traces to another graph each time."""
-    if {"PyFunc", "EagerPyFunc", "PyFuncStateless"} & set(operations):
-        return  # these have another number each time
-    raise ValueError(
-        f"{name} does not trace to the same graph twice, so its replay in the backward pass would "
-        "compute something else. Its `call()` depends on Python values that change, such as "
-        "random numbers of NumPy, a counter or the time. Draw random numbers by `keras.random` "
-        "with `seed=self.seed_generator`, a `keras.random.SeedGenerator` made in the block's "
-        "`__init__()`, keep what changes in `self.add_weight(..., trainable=False)`, or use "
-        "`memory_mode='none'`."
-    )
-
-
-def refuse_unreplayable(name: str, operations: Iterable[str]) -> None:
-    """Raises if a step draws random numbers that it would not draw again."""
-    found = sorted(_DRAWS & set(operations))
-    if found:
-        raise ValueError(
-            f"{name} draws random numbers by TensorFlow's {', '.join(found)}, which gives others "
-            "when the block is replayed in the backward pass. Draw them by `keras.random` with "
-            "`seed=self.seed_generator`, a `keras.random.SeedGenerator` made in the block's "
-            "`__init__()`, or use `memory_mode='none'`."
-        )

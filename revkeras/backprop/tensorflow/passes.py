@@ -19,10 +19,9 @@ from revkeras.backprop.tensorflow.graph import (
     one_piece,
     or_zeros,
     pull_back,
-    refuse_changing,
-    refuse_unreplayable,
     specs,
 )
+from revkeras.backprop.tensorflow.replayable import refuse_changing, refuse_unreplayable
 from revkeras.debugging import checks_enabled
 from revkeras.step import Step, run_step
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import add_gradients, detached, refuse_untracked, stand_in
+from revkeras.backprop.tensorflow.custom_gradient import stand_in, with_gradient
+from revkeras.backprop.tensorflow.graph import add_gradients, detached
 from revkeras.backprop.tensorflow.passes import passes
+from revkeras.backprop.tensorflow.replayable import refuse_untracked
 from revkeras.backprop.tensorflow.residence import InPlace
 from revkeras.backprop.tensorflow.updates import note_reads, use_up
 from revkeras.step import Layout, Step, run_steps
@@ -54,7 +56,6 @@ def reversible(
         all_passes.append(passes(step, carry, weights, state))
         return all_passes[-1].forward(carry, weights, state)
 
-    @tf.custom_gradient
     def run(inputs, token):
         with tf.GradientTape() as watcher:
             with residence.place():
@@ -89,6 +90,6 @@ def reversible(
 
     with residence.place():
         token = stand_in(weights, dweights)
-    outputs, sides, updates = run(inputs, token)
+    outputs, sides, updates = with_gradient(run, inputs, token)
     tracked.extend(outputs)
     return outputs, sides, updates
