@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 
@@ -27,3 +28,18 @@ def describe():
         "system": platform.system(),
         "python": platform.python_version(),
     }
+
+
+def commit():
+    """The commit of this code, with `-dirty` where it was changed since; `None` if not known."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

@@ -20,14 +20,15 @@ MIB = 2**20
 GIB = 2**30
 ENVIRONMENT = {**memory.ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "2"}
 BATCHES = {
-    "revnet38": (16, 48),
-    "revnet110": (8, 24),
+    "revnet38": (32, 96),
+    "revnet110": (16, 48),
     "revnet56": (1, 3),
     "revnet104": (1, 3),
-    "irevnet": (64, 192),
-    "momentum_net": (8, 24),
+    "irevnet": (256, 1024),
+    "momentum_net": (16, 48),
     "transformer_encoder": (1, 3),
     "transformer_decoder": (1, 3),
+    "transformer_both": (1, 3),
     "rev_vit_small": (1, 3),
     "rev_vit_base": (1, 3),
 }
@@ -40,6 +41,7 @@ NAMES = {
     "momentum_net": "MomentumNet of 16 blocks, beta 0.9, 32 x 32",
     "transformer_encoder": "reversible transformer, 6 encoder layers, 512 tokens",
     "transformer_decoder": "reversible transformer, 6 decoder layers, 512 tokens",
+    "transformer_both": "reversible transformer, 3 encoder and 3 decoder layers, 512 tokens",
     "rev_vit_small": "Rev-ViT small, 224 x 224",
     "rev_vit_base": "Rev-ViT base, 224 x 224",
 }
@@ -80,10 +82,12 @@ def build(name, mode):
         return models.MomentumNet(functions, input_shape=(32, 32, 32), classes=10, **options)
     if name.startswith("rev_vit"):
         return models.RevViT(name.removeprefix("rev_vit_"), **options)
-    part = name.removeprefix("transformer_")
-    return models.ReversibleTransformer(
-        8192, **{f"{part}_layers": 6}, input_shape=(512,), memory_mode=mode
-    )
+    layers = {
+        "transformer_encoder": {"encoder_layers": 6},
+        "transformer_decoder": {"decoder_layers": 6},
+        "transformer_both": {"encoder_layers": 3, "decoder_layers": 3},
+    }
+    return models.ReversibleTransformer(8192, **layers[name], input_shape=(512,), memory_mode=mode)
 
 
 def data(model, batch):

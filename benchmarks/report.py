@@ -17,6 +17,7 @@ class Results:
 
     date: str
     machine: dict
+    commit: str | None = None  # of the code, where that is known
     versions: dict = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     measurements: list[Measurement] = dataclasses.field(default_factory=list)
@@ -351,6 +352,7 @@ def markdown(results):
     rounds = "One round." if rounds == 1 else f"Up to {rounds} rounds."
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB" if machine.get("memory_bytes") else "?"
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    commit = f", commit {results.commit}" if results.commit else ""
     used = [w for w in WORKLOADS if any(m.configuration.workload == w for m in measurements)]
     blocks = "\n".join(
         f"- {name}: {WORKLOADS[name].blocks}; input {WORKLOADS[name].input_shape}" for name in used
@@ -359,7 +361,7 @@ def markdown(results):
     return (
         f"""\
 {results.date}, {machine["cpu"]}, {machine["cores"]} cores, {memory} of memory, two threads.
-Python {machine["python"]}, {versions}. {rounds} {results.seconds / 60:.0f} minutes.
+Python {machine["python"]}, {versions}{commit}. {rounds} {results.seconds / 60:.0f} minutes.
 
 {blocks}
 

@@ -77,7 +77,7 @@ class Schedule:
 
 
 FULL = Schedule({8: 1, 64: 1}, {8: 1, 32: 5}, {8: 3, 64: 3, 256: 1}, FIRST_STEP_CONTESTANTS)
-QUICK = Schedule({4: 1, 12: 1}, {12: 1}, {8: 1, 64: 1}, ("reversible", "keras-default"))
+QUICK = Schedule({4: 1, 12: 1}, {4: 1, 12: 1}, {8: 1, 64: 1}, ("reversible", "keras-default"))
 
 
 def measure(configuration):
@@ -229,10 +229,12 @@ def write(results, out):
 
 
 def resumed(results, out):
-    """What a run that was stopped has found, if it was on the same machine."""
+    """What a run that was stopped has found, if it was of the same code on the same machine."""
     found = json.loads((out / "benchmark.json").read_text())
     if found["machine"] != results.machine:
         raise SystemExit(f"{out / 'benchmark.json'}: measured on another machine.")
+    if found["commit"] != results.commit:
+        raise SystemExit(f"{out / 'benchmark.json'}: measured at commit {found['commit']}.")
     measurements = [from_values(values) for values in found["measurements"]]
     kept = {name: found[name] for name in ("date", "versions", "seconds")}
     return dataclasses.replace(results, measurements=measurements, **kept)
@@ -252,7 +254,8 @@ def run(arguments):
         *step_configurations("time", a.workloads, a.contestants, time_rounds, a.steps),
         *first_step_configurations(first_contestants, first_rounds),
     ]
-    results = report.Results(datetime.date.today().isoformat(), machine.describe())
+    today = datetime.date.today().isoformat()
+    results = report.Results(today, machine.describe(), machine.commit())
     if arguments.resume:
         results = resumed(results, arguments.out)
         start -= results.seconds

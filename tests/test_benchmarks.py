@@ -1,5 +1,6 @@
 """The benchmark of a training step: one tiny run, and its report on made-up measurements."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -250,10 +251,12 @@ def test_what_recomputation_alone_costs():
 
 def test_a_run_that_was_stopped_goes_on(tmp_path):
     found = [timed("none", 8, 2.0), timed("reversible", 8, 2.4)]
-    here = report.Results("2026-01-01", machine.describe(), {"keras": "3"}, 60.0, found)
+    here = report.Results("2026-01-01", machine.describe(), "abc", {"keras": "3"}, 60.0, found)
     training_step.write(here, tmp_path)
-    started = report.Results("2026-01-02", machine.describe())
+    started = report.Results("2026-01-02", machine.describe(), "abc")
     assert training_step.resumed(started, tmp_path) == here
+    with pytest.raises(SystemExit, match="measured at commit abc"):
+        training_step.resumed(dataclasses.replace(started, commit="abd"), tmp_path)
     elsewhere = report.Results("2026-01-02", {**machine.describe(), "cores": 1000})
     with pytest.raises(SystemExit, match="another machine"):
         training_step.resumed(elsewhere, tmp_path)
