@@ -98,15 +98,15 @@ def compare(a):
     before, weights = backbone.predict(probe, verbose=0), model.get_weights()
     loss = held_out_loss(model, held_out, a)
     results = {"loss": {"original": [loss]}, "difference": {}}
-    for beta in (0.0, 1e-6, a.beta):
+    for beta in (*(x for x in (0.0, 1e-6) if x != a.beta), a.beta):
+        if results["difference"]:
+            revkeras.to_plain(backbone)
         revkeras.to_momentum_net(backbone, beta=beta)
         converted = build_model(backbone, a.rate)
         after = backbone.predict(probe, verbose=0)
         largest = float(np.abs(after - before).max() / np.abs(before).max())
         results["difference"][str(beta)] = largest
         print(f"beta {beta}: outputs differ by {largest:.1e} of the largest")
-        if beta != a.beta:
-            revkeras.to_plain(backbone)
     results["loss"]["converted"] = [held_out_loss(converted, held_out, a)]
     for case in reversed(CASES):
         if case == "original":

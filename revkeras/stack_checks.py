@@ -17,23 +17,23 @@ from revkeras.invertible_call import InvertibleCall, invert, is_invertible
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
 
 
-def check_layers(layers: Any) -> None:
-    """Raises unless `layers` is a list of Keras layers."""
+def check_layers(layers: Any, argument: str = "layers") -> None:
+    """Raises unless the value of an argument is a list of Keras layers."""
     if not isinstance(layers, (list, tuple)):
         raise TypeError(
-            "Invalid value for argument `layers`: expected a list of Keras layers, received "
-            f"layers={layers!r} (of type {type(layers).__name__})."
+            f"Invalid value for argument `{argument}`: expected a list of Keras layers, received "
+            f"{argument}={layers!r} (of type {type(layers).__name__})."
         )
     if not layers:
         raise ValueError(
-            "Invalid value for argument `layers`: expected at least one Keras layer, received "
+            f"Invalid value for argument `{argument}`: expected at least one Keras layer, received "
             "an empty list."
         )
     for index, layer in enumerate(layers):
         if not isinstance(layer, keras.layers.Layer):
             raise TypeError(
-                "Invalid value for argument `layers`: expected Keras layers, received "
-                f"layers[{index}]={layer!r} (of type {type(layer).__name__}). Wrap a function "
+                f"Invalid value for argument `{argument}`: expected Keras layers, received "
+                f"{argument}[{index}]={layer!r} (of type {type(layer).__name__}). Wrap a function "
                 "in `keras.layers.Lambda`, or write a layer."
             )
 

@@ -11,6 +11,7 @@ import keras
 
 from revkeras import backprop
 from revkeras.call_arguments import required_arguments
+from revkeras.convert.inlined_blocks import additions_passed_over
 
 # A trace: by the layers' identities, their calls in one mode of the model.
 Trace = dict[int, list]
@@ -51,11 +52,12 @@ def find_runs(model: keras.Model) -> list[FoundRun]:
     inside = {id(inner) for run in runs for x in run.blocks for inner in _inner(x)}
     runs = [run for run in runs if id(run.blocks[0]) not in inside]
     if not runs:
+        looked_at += [*_unlike_any(model), *additions_passed_over(model)]
         raise ValueError(
             f"Model '{model.name}' has no run of equal residual blocks, that is layers of one type "
             "and with weights of the same shapes, each called on the output of the one before it, "
             "which add to their input and keep its shape. Looked at:\n"
-            + "\n".join(f"- {line}" for line in looked_at or ["no two layers that are alike"])
+            + "\n".join(f"- {line}" for line in looked_at or ["no layer with weights"])
             + "\nIn a functional model blocks may also be `x + f(x)` of its own operations, where "
             "f(x) reads nothing but x, and what is inside is read nowhere else. Make a layer or a "
             "`keras.Model` of each block that is another, and pass their names as `layers`."
@@ -85,8 +87,10 @@ def named_runs(model: keras.Model, names: Any) -> list[FoundRun]:
     for block in blocks:
         if reason := _unfit(block, traces if known else [], residual=False):
             raise ValueError(
-                f"Invalid value for argument `layers`: '{block.name}' (of type "
-                f"{type(block).__name__}) {reason}."
+                "Invalid value for argument `layers`: expected blocks that the model calls once, "
+                "each on the output of the one before it, and that keep its shape; "
+                f"'{block.name}' (of type {type(block).__name__}) {reason}. Leave it out: what is "
+                "before and behind it can be runs of their own."
             )
     if not known:
         return [FoundRun(blocks, None)]
@@ -196,12 +200,23 @@ def _as_run(chain: list, traces: list[Trace]) -> FoundRun:
 
 def _kinds(model: keras.Model) -> list[list]:
     """The model's layers with weights, those together that are alike; two or more of each."""
+    return [kind for kind in _all_kinds(model) if len(kind) > 1]
+
+
+def _unlike_any(model: keras.Model) -> list[str]:
+    """What there is only one of among the model's layers with weights, in a line at most."""
+    layers = [kind[0] for kind in _all_kinds(model) if len(kind) == 1]
+    reason = "no other layer has the type and weights of these shapes"
+    return [f"{len(layers)} layers ({_names(layers)}): {reason}"] if layers else []
+
+
+def _all_kinds(model: keras.Model) -> list[list]:
     kinds: dict[tuple, list] = {}
     for layer in model._flatten_layers(include_self=False):
         if layer.weights:
             shapes = tuple((tuple(v.shape), v.dtype) for v in layer.weights)
             kinds.setdefault((type(layer), shapes), []).append(layer)
-    return [kind for kind in kinds.values() if len(kind) > 1]
+    return list(kinds.values())
 
 
 def _traces(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> list[Trace] | str:
@@ -272,9 +287,12 @@ def _layer_of(model: keras.Model, name: Any) -> keras.layers.Layer:
 
 
 def _describe(kind: list) -> str:
-    names = [f"'{layer.name}'" for layer in kind]
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(kind)} x {type(kind[0]).__name__} ({shown})"
+    return f"{len(kind)} x {type(kind[0]).__name__} ({_names(kind)})"
+
+
+def _names(layers: list) -> str:
+    shown = ", ".join(f"'{layer.name}'" for layer in layers[:3])
+    return shown + (", ..." if len(layers) > 3 else "")
 
 
 def _inner(layer: keras.layers.Layer) -> list:

@@ -39,8 +39,6 @@ def with_blocks(model: keras.Model) -> keras.Model | None:
         A functional model of the same inputs and outputs, or `None` if there are no two such
         blocks in a row, or the model is not functional.
     """
-    if isinstance(model, keras.Sequential) or not hasattr(model, "operations"):
-        return None
     nodes = _nodes(model)
     blocks = [block for chain in _chains(model, nodes) for block in _repeated(chain)]
     if not blocks:
@@ -68,21 +66,37 @@ def with_blocks(model: keras.Model) -> keras.Model | None:
     return keras.Model(model._inputs_struct, outputs, name=model.name)
 
 
+def additions_passed_over(model: keras.Model) -> list[str]:
+    """The additions of a functional model that has no such blocks, each with the reason."""
+    nodes = _nodes(model)
+    readers, calls = _readers(model, nodes), _calls(nodes)
+    lines = []
+    for node in filter(_is_addition, nodes):
+        reasons = {_obstacle(a, readers, calls) for a in _of_addition(node, nodes)}
+        if not reasons:
+            reason = "adds no two tensors of which one is computed from the other alone"
+        else:
+            reason = "; ".join(sorted(reasons - {None})) or (
+                "does not go on from another one that adds a function of the same layers, or "
+                "something else reads what is between them"
+            )
+        lines.append(f"'{node.operation.name}' (an addition): {reason}")
+    return lines
+
+
 def _nodes(model: keras.Model) -> list:
-    """The model's calls of operations, in order."""
+    """The calls of operations of a functional model, in order; of others none."""
+    if isinstance(model, keras.Sequential) or not hasattr(model, "operations"):
+        return []
     by_depth = model._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
 
 def _chains(model: keras.Model, nodes: list) -> list[list[_Addition]]:
     """The additions in chains: each goes on from the one before it, alone."""
-    readers = collections.defaultdict(set)
-    for node in nodes:
-        for x in node.input_tensors:
-            readers[id(x)].add(id(node))
-    for x in model.outputs:
-        readers[id(x)].add(None)  # the caller
-    additions = list(_additions(nodes, readers))
+    readers, calls = _readers(model, nodes), _calls(nodes)
+    candidates = (a for node in filter(_is_addition, nodes) for a in _of_addition(node, nodes))
+    additions = [a for a in candidates if not _obstacle(a, readers, calls)]
     within = {i for a in additions for i in a.inside}
     additions = [a for a in additions if id(a.node) not in within]
     by_start = {id(a.start): a for a in additions}
@@ -101,25 +115,55 @@ def _chains(model: keras.Model, nodes: list) -> list[list[_Addition]]:
     return chains
 
 
-def _additions(nodes: list, readers: dict[int, set]) -> Iterator[_Addition]:
+def _readers(model: keras.Model, nodes: list) -> dict[int, set]:
+    """Of each tensor, by its identity, the calls that read it, by theirs."""
+    readers = collections.defaultdict(set)
+    for node in nodes:
+        for x in node.input_tensors:
+            readers[id(x)].add(id(node))
+    for x in model.outputs if nodes else ():
+        readers[id(x)].add(None)  # the caller
+    return readers
+
+
+def _calls(nodes: list) -> collections.Counter:
+    """How often each operation is called, by its identity."""
+    return collections.Counter(id(node.operation) for node in nodes)
+
+
+def _is_addition(node: Any) -> bool:
+    return (
+        isinstance(node.operation, (Add, keras.layers.Add))
+        and len(node.outputs) == 1
+        and len(node.input_tensors) == 2
+    )
+
+
+def _of_addition(node: Any, nodes: list) -> Iterator[_Addition]:
+    """An addition as `start + f(start)`, from each of what it adds that can be the start."""
     makers = {id(x): node for node in nodes for x in node.outputs}
     numbers = {id(node): number for number, node in enumerate(nodes)}
-    calls = collections.Counter(id(node.operation) for node in nodes)
-    for node in nodes:
-        if not isinstance(node.operation, (Add, keras.layers.Add)) or len(node.outputs) != 1:
-            continue
-        tensors = node.input_tensors
-        for start, other in zip(tensors, reversed(tensors)) if len(tensors) == 2 else ():
-            inside = _between(start, other, makers)
-            if not inside or start.shape != node.outputs[0].shape:
-                continue
+    for start, other in zip(node.input_tensors, reversed(node.input_tensors)):
+        inside = _between(start, other, makers)
+        if inside:
             function = sorted(inside.values(), key=lambda n: numbers[id(n)])
-            read = set().union(*(readers[id(y)] for n in function for y in n.outputs))
-            alone = read <= {*inside, id(node)}
-            once = all(calls[id(n.operation)] == 1 for n in (*function, node))
             kind = tuple(_kind(n.operation) for n in (*function, node))
-            if alone and once and any(shapes for _, shapes in kind):
-                yield _Addition(start, node.outputs[0], node, inside, kind)
+            yield _Addition(start, node.outputs[0], node, inside, kind)
+
+
+def _obstacle(a: _Addition, readers: dict[int, set], calls: collections.Counter) -> str | None:
+    """Why an addition cannot be a block."""
+    function = a.inside.values()
+    if a.start.shape != a.end.shape:
+        return f"changes the shape {a.start.shape} to {a.end.shape}"
+    if any(calls[id(n.operation)] > 1 for n in (*function, a.node)):
+        return "calls a layer that is called elsewhere too"
+    read = set().union(*(readers[id(y)] for n in function for y in n.outputs))
+    if not read <= {*a.inside, id(a.node)}:
+        return "something else reads what is inside it"
+    if not any(shapes for _, shapes in a.kind):
+        return "adds a function without weights"
+    return None
 
 
 def _between(start: Any, end: Any, makers: dict[int, Any]) -> dict[int, Any] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+from keras.src.models.functional import Functional  # `keras.Model` makes one of tensors
 
 from revkeras.convert.find_runs import FoundRun, find_runs, named_runs
 from revkeras.convert.inlined_blocks import with_blocks
@@ -46,7 +47,8 @@ def to_momentum_net(
     With `beta=0`, or below 0.0005 in such a run, nothing of a block's input is left to
     rebuild it from, and it is kept. Where blocks are called outside of the model's
     own call, as for a cache in generation or in a model of a part of the layers,
-    each takes its step by plain differentiation.
+    each takes its step by plain differentiation; but a functional model of a part
+    of the tensors computes a block of the model's own operations as it was.
 
     Args:
         model: A built `keras.Model`: functional, `keras.Sequential` or subclassed.
@@ -76,7 +78,8 @@ def to_momentum_net(
     Raises:
         TypeError: for what is not a `keras.Model`.
         ValueError: for a bad `beta`, a model that is not built, one that is converted
-            already or holds one, a model without a run, and names that form none.
+            already or holds one, a model without a run, and names that form none. The
+            converted model raises a `TypeError` for arguments that it did not take before.
 
     Example:
 
@@ -156,6 +159,10 @@ class MomentumModel:
     def graph_of_blocks(self) -> keras.Model | None:
         """The model with blocks that its own operations make as layers, if it has such."""
         return self._momentum_runs.graph if "_momentum_runs" in vars(self) else None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        _check_arguments(self, set(kwargs))
+        return super().__call__(*args, **kwargs)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         if self.graph_of_blocks is None:
@@ -268,6 +275,26 @@ def _convert(
     model.momentum_runs.extend(runs)
     _forget_graphs(model)
     return model
+
+
+def _check_arguments(model: keras.Model, names: set[str]) -> None:
+    """Raises if the model's own call does not take one of the arguments."""
+    parameters = model._call_signature.parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = type(model).original_class.call
+    if takes_any and own not in (Functional.call, keras.Sequential.call):
+        return
+    taken = {p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD}
+    if names <= taken:
+        return
+    # Such as `training`: Keras hands them to the layers that know them.
+    in_context = (layer._call_context_args for layer in model._flatten_layers())
+    if unknown := names - taken.union(*in_context):
+        raise TypeError(
+            f"Model '{model.name}' received the arguments {sorted(unknown)}, which its `call()` "
+            f"does not take: it takes {sorted(taken)}. All tensors of a functional model go into "
+            "its first argument, in the structure of its inputs."
+        )
 
 
 def revert(model: keras.Model) -> keras.Model:

@@ -18,15 +18,15 @@ def to_plain(model: keras.Model) -> keras.Model:
 
     The weights are the same, shared and not copied. A functional model and a
     `keras.Sequential` become a functional model of the blocks themselves and
-    Keras's operations between them. Its files can be loaded without revkeras where
-    no layer of the model is one of revkeras, as those of `revkeras.layers` and the
-    blocks of `revkeras.models.ReversibleTransformer` are, and none makes a mask.
-    Methods that need the reversible stack, as `IRevNet`'s `inverse` and a decoder's
-    `generate`, are gone, and so are those of a functional model's own class. In models
-    that are subclassed, in subclassed layers, and where a run of blocks goes across
-    the border of a model in the model, what is reversible stays where it is and is
-    computed by plain differentiation from now on: in exports nothing else is left of
-    it.
+    Keras's operations between them, which is not compiled. Its files can be loaded
+    without revkeras where no layer of the model is one of revkeras, as those of
+    `revkeras.layers` and the blocks of `revkeras.models.ReversibleTransformer` are,
+    and none makes a mask. Methods that need the reversible stack, as `IRevNet`'s
+    `inverse` and a decoder's `generate`, are gone, and so are those of a model's own
+    class. In models that are subclassed, in subclassed layers, and where a run of
+    blocks goes across the border of a model in the model, what is reversible stays
+    where it is and is computed by plain differentiation from now on: in exports
+    nothing else is left of it.
 
     What `revkeras.to_momentum_net` changed in its place is changed back: with
     `beta=0` the model itself is returned, as it was. With another `beta` it gets
@@ -103,7 +103,7 @@ def _plain_stack(stack: ReversibleSequential) -> keras.Model:
     inputs = keras.tree.map_shape_structure(
         lambda shape: keras.Input(shape[1:], dtype=stack.compute_dtype), stack._input_shape
     )
-    return _written_out(stack, inputs)
+    return _written_out(stack, stack.name, (inputs,), {})
 
 
 def _functional(model: keras.Model) -> keras.Model | None:
@@ -111,8 +111,13 @@ def _functional(model: keras.Model) -> keras.Model | None:
     if isinstance(model, MomentumModel) and model.graph_of_blocks is not None:
         return model.graph_of_blocks
     if isinstance(model, keras.Sequential):
-        return keras.Model(model.inputs, model.outputs, name=model.name)
-    return model if hasattr(model, "operations") else None
+        one = len(model.inputs) == len(model.outputs) == 1
+        ends = [x[0] if one else x for x in (model.inputs, model.outputs)]
+        return keras.Model(*ends, name=model.name)
+    if hasattr(model, "operations"):
+        # Keras clones a model as one of its own class, and compiled as it was.
+        return keras.Model(model.input, model.output, name=model.name)
+    return None
 
 
 def _can_be_rewritten(graph: keras.Model, moving: list[list]) -> bool:
@@ -145,11 +150,13 @@ def _rewritten(
             inputs = args[0] if args else kwargs["inputs"]
             if masked and kwargs.get("mask") is None:
                 kwargs["mask"] = keras.tree.map_structure(lambda x: MaskOf()(x), inputs)
-            leaves = keras.tree.flatten((args, kwargs))
-            tensors = [x for x in leaves if isinstance(x, keras.KerasTensor)]
-            written = _written_out(layer, *args, **kwargs)
-            written.supports_masking = masked
-            outputs = written(tensors)
+            key = id(layer), _shown(args, kwargs)
+            if key not in rewritten:  # Keras does not load layers that several models share
+                of_layer = sum(other == id(layer) for other, _ in rewritten)
+                name = f"{layer.name}_call_{of_layer + 1}" if of_layer else layer.name
+                rewritten[key] = _written_out(layer, name, args, kwargs)
+                rewritten[key].supports_masking = masked
+            outputs = rewritten[key](_symbolic(args, kwargs))
             return _masked_as(inputs, outputs) if masked else outputs
         if id(layer) in blocks:
             run, index = blocks[id(layer)]
@@ -158,31 +165,41 @@ def _rewritten(
             inside = {id(x) for x in _operations(inner)}
             stacks = any(isinstance(x, ReversibleSequential) for x in _operations(inner))
             if stacks or inside & set(blocks):
-                if id(layer) not in rewritten:
-                    rewritten[id(layer)] = _rewritten(inner, blocks, masked)
-                layer = rewritten[id(layer)]
+                key = id(layer), None
+                if key not in rewritten:
+                    rewritten[key] = _rewritten(inner, blocks, masked)
+                layer = rewritten[key]
         return layer(*args, **kwargs)
 
-    rewritten: dict[int, Any] = {}
-    plain = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
-    if not type(plain).__module__.startswith("revkeras."):
-        return plain
-    # The methods of the library's own classes need the stacks.
-    model = keras.Model(plain.input, plain.output, name=plain.name)
-    if plain.compiled:
-        model.compile_from_config(plain.get_compile_config())
-    return model
+    rewritten: dict[tuple, keras.Model] = {}
+    return keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
 
 
-def _written_out(stack: ReversibleSequential, *args: Any, **kwargs: Any) -> keras.Model:
-    """A stack as a functional model of its blocks and what is between them."""
-    leaves = keras.tree.flatten((args, kwargs))
-    tensors = [x for x in leaves if isinstance(x, keras.KerasTensor)]
+def _written_out(stack: ReversibleSequential, name: str, args: tuple, kwargs: dict) -> keras.Model:
+    """A call of a stack as a functional model of its blocks and what is between them."""
+    tensors = _symbolic(args, kwargs)
     inputs = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors}
     args, kwargs = keras.tree.map_structure(lambda x: inputs.get(id(x), x), (args, kwargs))
     with _as_plain(stack):
         outputs = stack.call(*args, **kwargs)
-    return keras.Model([inputs[id(x)] for x in tensors], outputs, name=stack.name)
+    return keras.Model([inputs[id(x)] for x in tensors], outputs, name=name)
+
+
+def _symbolic(args: tuple, kwargs: dict) -> list:
+    """The symbolic tensors among a call's arguments."""
+    return [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
+
+
+def _shown(args: tuple, kwargs: dict) -> str:
+    """What is equal for calls that can be written out as one model."""
+    first: dict[int, int] = {}
+
+    def shown(x: Any) -> Any:
+        if isinstance(x, keras.KerasTensor):
+            return first.setdefault(id(x), len(first)), x.shape, x.dtype
+        return x if isinstance(x, (bool, int, float, str, type(None))) else id(x)
+
+    return repr(keras.tree.map_structure(shown, (args, kwargs)))
 
 
 def _masked_as(inputs: Any, outputs: Any) -> Any:

@@ -59,7 +59,7 @@ def to_reversible(
             f"{type(model_or_layers).__name__}). Use `revkeras.to_momentum_net` for other models."
         )
     layers = model_or_layers.layers if is_sequential else model_or_layers
-    check_layers(layers)
+    check_layers(layers, "model_or_layers")
     if not isinstance(residual, bool):
         raise TypeError(
             "Invalid value for argument `residual`: expected a boolean, received "

@@ -80,7 +80,9 @@ class GenerativeModel(keras.Model):
         tokens = np.zeros((len(prompt), max_length), "int32")
         tokens[:, : prompt.shape[1]] = prompt
         done, rng = np.zeros(len(prompt), bool), np.random.default_rng(seed)
-        step = _STEPS.setdefault(self, _Step(self, self._prefix()))
+        if self not in _STEPS:
+            _STEPS[self] = _Step(self, self._prefix())
+        step = _STEPS[self]
         start, stop = 0, int(lengths.min())
         while stop < max_length and not done.all():
             index = np.asarray(start, "int32")

@@ -33,7 +33,8 @@ def MomentumNet(
         x = x + v
 
     once for each function `f` of the list. It has the parameters of the residual
-    network `x = x + f(x)` of the same functions, which it is for `beta = 0`.
+    network `x = x + f(x)` of the same functions, to which it comes near with `beta`
+    near 0.
 
     Reference:
 
@@ -48,7 +49,8 @@ def MomentumNet(
         classes: Integer, how many the top tells apart. Defaults to `1000`.
         classifier_activation: The activation of the top; `None` for logits.
             Defaults to `"softmax"`.
-        beta: Float between 0 and 1, what is kept of the velocity. Defaults to `0.9`.
+        beta: Float between 0 and 1, both excluded, what is kept of the velocity.
+            Defaults to `0.9`.
         exact: Boolean, whether inputs are rebuilt bit by bit, at any depth, see
             `revkeras.couplings.Momentum`. Defaults to `False`.
         initial_velocity: `"zeros"` or `"learned"`. Defaults to `"zeros"`.
@@ -72,7 +74,7 @@ def MomentumNet(
     >>> model(keras.ops.ones((2, 8))).shape
     TensorShape([2, 3])
     """
-    check_layers(functions)
+    check_layers(functions, "functions")
     check_top(include_top, classes, None)
     if not isinstance(input_shape, (tuple, list)) or not input_shape:
         raise ValueError(

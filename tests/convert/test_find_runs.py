@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import revkeras
-from tests.convert.models import Block, X, functional, sequential, subclassed
+from tests.convert.models import DATA, Block, X, functional, inlined, sequential, subclassed
 
 L = keras.layers
 
@@ -70,7 +70,7 @@ def test_names_take_blocks_that_are_not_equal_or_not_residual():
     ("model", "reason"),
     [
         (lambda: chain([L.Dense(4) for _ in range(3)]), "3 x Dense .* adds nothing to its input"),
-        (lambda: chain([L.Dense(4), L.Dense(3)]), "no two layers that are alike"),
+        (lambda: chain([L.Dense(4), L.Dense(3)]), "2 layers .*no other layer has the type"),
         (
             lambda: chain([Block(name="a"), L.ReLU(), Block(name="b")]),
             r"2 x Block \('a', 'b'\): is not called on the output of another",
@@ -79,7 +79,8 @@ def test_names_take_blocks_that_are_not_equal_or_not_residual():
             lambda: chain([block := Block(name="a"), Block(name="b"), block]),
             "is called more than once",
         ),
-        (lambda: sequential(1), "no two layers that are alike"),
+        (lambda: sequential(1), r"layers \('block_0', .*no other layer has the type"),
+        (lambda: chain([L.ReLU()]), "no layer with weights"),
         (lambda: activated(3), r"adds nothing to its input(.|\n)*may also be `x \+ f\(x\)`"),
         (
             lambda: chain([Block(name="a"), Block(name="b", activity_regularizer="l2")]),
@@ -107,7 +108,7 @@ def test_bad_beta(beta):
         (["block_0", "block_0"], "each name once"),
         (["block_0", "nothing"], "no layer has the name 'nothing' in model 'functional'.*block_3"),
         (["block_0", "block_2"], r"\['block_0', 'block_2'\] stand alone"),
-        (["first", "last"], r"'last' \(of type Dense\) changes the shape"),
+        (["first", "last"], r"'last' \(of type Dense\) changes the shape.*Leave it out"),
     ],
 )
 def test_names_that_form_no_run(names, message):
@@ -126,9 +127,16 @@ def test_what_cannot_be_converted():
 
 
 def test_arguments_that_the_original_does_not_take():
-    model = revkeras.to_momentum_net(subclassed())
-    with pytest.raises(TypeError, match="unexpected keyword argument 'context'"):
-        model(X, context=X)
+    for model, data in (
+        (functional(), DATA["functional"]),
+        (sequential(), X),
+        (inlined(), X),
+        (subclassed(), X),
+    ):
+        revkeras.to_momentum_net(model)
+        with pytest.raises(TypeError, match=r"received the arguments \['context'\].*it takes \["):
+            model(data, context=X)
+        model(data, training=False)
     with pytest.raises(TypeError, match="unexpected keyword argument 'context'"):
         model.blocks[0](X, context=X)
 

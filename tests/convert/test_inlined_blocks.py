@@ -71,8 +71,18 @@ def test_what_is_read_elsewhere_ends_a_run():
     assert lengths(build) == [2, 3]
 
 
-@pytest.mark.parametrize("kind", ["another tensor", "shared", "read inside", "changed sum"])
-def test_additions_that_are_no_blocks(kind):
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("another tensor", "adds no two tensors of which one is computed from the other alone"),
+        ("shared", "calls a layer that is called elsewhere too"),
+        ("read inside", "something else reads what is inside it"),
+        ("changed sum", "does not go on from another one"),
+        ("other widths", "does not go on from another one"),
+        ("no weights", "adds a function without weights"),
+    ],
+)
+def test_additions_that_are_no_blocks(kind, reason):
     x = first = keras.Input((4,))
     shared, inside = L.Dense(4), []
     for _ in range(3):
@@ -83,10 +93,16 @@ def test_additions_that_are_no_blocks(kind):
         elif kind == "read inside":
             inside.append(dense(x))
             x = x + L.Dense(4)(inside[-1])
+        elif kind == "other widths":
+            x = x + L.Dense(4)(L.Dense(5 + len(inside))(x))
+            inside.append(L.Dense(9)(x))
+        elif kind == "no weights":
+            x = x + L.ReLU()(x)
         else:
             x = L.ReLU()(x + dense(x))
     model = keras.Model(first, [x, *inside])
-    with pytest.raises(ValueError, match="no run of equal residual blocks"):
+    addition = rf"'add[_\d]*' \(an addition\): {reason}"
+    with pytest.raises(ValueError, match=rf"no run of equal residual blocks(.|\n)*{addition}"):
         revkeras.to_momentum_net(model)
 
 

@@ -1,5 +1,7 @@
 """Models made momentum networks: outputs, gradients, memory, arguments, files, the way back."""
 
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -220,12 +222,32 @@ def test_a_plain_functional_model_knows_nothing_of_revkeras(tmp_path):
     revkeras.to_momentum_net(model, beta=0.2)
     expected = model(DATA["functional"])
     plain = revkeras.to_plain(model)
-    assert not any(
-        type(layer).__module__.startswith("revkeras") for layer in plain._flatten_layers()
-    )
+    assert type(plain) is type(keras.Model(model.input, model.output))
     plain.save(tmp_path / "m.keras")
+    with zipfile.ZipFile(tmp_path / "m.keras") as file:
+        assert b"revkeras" not in file.read("config.json")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_allclose(loaded(DATA["functional"]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["functional", "sequential", "inlined"])
+def test_a_plain_model_is_compiled_and_converted_anew(kind):
+    def own_loss(y, found):
+        return keras.ops.mean(keras.ops.square(y - found))
+
+    model = BUILDERS[kind](4)
+    model.compile("adam", own_loss)
+    expected = model(DATA[kind])
+    revkeras.to_momentum_net(model, beta=0.2)
+    plain = revkeras.to_plain(model)
+    assert not plain.compiled
+    plain.compile("adam", own_loss)
+    plain.fit(DATA[kind], np.zeros_like(expected), epochs=0, verbose=0)
+    np.testing.assert_allclose(model(DATA[kind]), expected, rtol=1e-6)
+    again = revkeras.to_plain(revkeras.to_momentum_net(model, beta=0.2))
+    np.testing.assert_allclose(again(DATA[kind]), plain(DATA[kind]), rtol=1e-6)
+    with pytest.raises(ValueError, match="holds nothing that is reversible"):
+        revkeras.to_plain(plain)
 
 
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])

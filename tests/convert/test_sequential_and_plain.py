@@ -113,7 +113,7 @@ def test_bad_arguments():
         revkeras.to_reversible([L.Dense(4), L.Dense(3)])(X)
     with pytest.raises(TypeError, match="`model_or_layers`: expected a `keras.Sequential`"):
         revkeras.to_reversible(functional())
-    with pytest.raises(TypeError, match="expected a list of Keras layers"):
+    with pytest.raises(TypeError, match="`model_or_layers`: expected a list of Keras layers"):
         revkeras.to_reversible(3)
     with pytest.raises(TypeError, match="`residual`: expected a boolean"):
         revkeras.to_reversible([L.Dense(4)], residual="yes")
@@ -172,6 +172,19 @@ def test_arguments_and_more_outputs_are_written_out():
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_stack_that_is_called_twice(tmp_path):
+    stack = revkeras.ReversibleSequential([L.Dense(2) for _ in range(2)])
+    a, b = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model([a, b], [stack(a), stack(stack(b))])
+    plain = revkeras.to_plain(model)
+    assert [id(v) for v in plain.weights] == [id(v) for v in model.weights]
+    plain.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    for found in plain([X, X + 1]), loaded([X, X + 1]):
+        for y, expected in zip(found, model([X, X + 1]), strict=True):
+            np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
 def small_transformer():
     tokens = np.ones((2, 5), "int32")
     data = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
@@ -191,7 +204,7 @@ def test_models_of_the_library_become_plain(build, tmp_path):
     model.compile("adam", "mse")
     plain = revkeras.to_plain(model)
     assert type(plain) is type(keras.Model(plain.input, plain.output))
-    assert plain.compiled
+    assert not plain.compiled
     np.testing.assert_allclose(plain(data), model(data), rtol=1e-5, atol=1e-5)
     plain.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
