@@ -26,6 +26,7 @@ def with_gradient(function: Callable, *arguments: Any) -> Any:
     """
     if tf.executing_eagerly():
         return tf.custom_gradient(function)(*arguments)
+    arguments = tf.nest.map_structure(tf.convert_to_tensor, arguments)  # variables are read once
     results, gradient = function(*arguments)
     given, flat = tf.nest.flatten(arguments), tf.nest.flatten(results)
     n = len(flat)
