@@ -92,7 +92,7 @@ def separate_tensors(structure: Any) -> tuple[list, list, Callable[[list, list],
         What is no tensor stays in place.
     """
     leaves = [
-        backprop.snapshot([x])[0] if isinstance(x, keras.Variable) else x
+        backprop.snapshot([x])[0] if hasattr(x, "assign") else x  # a variable, Keras's or not
         for x in keras.tree.flatten(structure)
     ]
     is_tensor = [keras.ops.is_tensor(x) for x in leaves]

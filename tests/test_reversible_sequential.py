@@ -185,6 +185,26 @@ def test_arguments_reach_the_blocks(graph):
     assert_modes_agree(layer, normal(2, 3, 8), graph=graph, **arguments)
 
 
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_tensorflow_variable_as_an_argument(graph, mode):
+    class Scaled(keras.layers.Layer):
+        def call(self, x, scale):
+            return x * scale
+
+    scale, x = tf.Variable(0.5), tf.constant(normal(2, 4))
+    stack = revkeras.ReversibleSequential([Scaled()] * 2, split_axis=None, memory_mode=mode)
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            y = stack(x, scale=scale)
+        return tape.gradient(y, scale)
+
+    found = (tf.function(gradient) if graph else gradient)()
+    # The output is the mean of the streams x (1 + s) and x (1 + s + s**2).
+    np.testing.assert_allclose(found, tf.reduce_sum(x) * 1.5, rtol=1e-5)
+
+
 def test_arguments_in_a_functional_model(tmp_path):
     x, context = keras.Input((3, 8)), keras.Input((5, 3))
     blocks_ = [L.Dense(4), CrossAttention(4)]

@@ -11,7 +11,8 @@ import keras
 
 from revkeras import backprop
 from revkeras.call_arguments import required_arguments
-from revkeras.convert.inlined_blocks import additions_passed_over
+from revkeras.convert.inlined_blocks import additions_passed_over, with_blocks
+from revkeras.reversible_sequential import ReversibleSequential
 
 # A trace: by the layers' identities, their calls in one mode of the model.
 Trace = dict[int, list]
@@ -37,14 +38,17 @@ def find_runs(model: keras.Model) -> list[FoundRun]:
     Raises:
         ValueError: if there are none; it tells what was looked at.
     """
-    kinds = _kinds(model)
+    layers = list(model._flatten_layers(include_self=False))
+    stacks = [x for x in layers if isinstance(x, ReversibleSequential)]
+    reversible = {id(inner) for stack in stacks for inner in _inner(stack)}
+    kinds = _kinds(x for x in layers if id(x) not in reversible)
     traces = _traces(model, [x for kind in kinds for x in kind])
     if isinstance(traces, str):
         raise ValueError(
             f"Model '{model.name}' could not be traced to look for runs of residual blocks: "
             f"{traces} Pass the names of a run's blocks as `layers`, in the order of their calls."
         )
-    runs, looked_at = [], []
+    runs, looked_at = [], [f"'{x.name}': is a ReversibleSequential already" for x in stacks]
     for kind in kinds:
         found, reason = _runs_of(kind, traces)
         runs.extend(found)
@@ -52,7 +56,14 @@ def find_runs(model: keras.Model) -> list[FoundRun]:
     inside = {id(inner) for run in runs for x in run.blocks for inner in _inner(x)}
     runs = [run for run in runs if id(run.blocks[0]) not in inside]
     if not runs:
-        looked_at += [*_unlike_any(model), *additions_passed_over(model)]
+        others = [x for x in layers if x not in stacks and id(x) not in reversible]
+        looked_at += [*_unlike_any(others), *additions_passed_over(model)]
+        looked_at += [
+            f"'{x.name}' (a model in it): its own operations make residual blocks; convert it, "
+            f"`to_momentum_net(model.get_layer({x.name!r}))`, and compile this model after that"
+            for x in layers
+            if isinstance(x, keras.Model) and with_blocks(x)
+        ]
         raise ValueError(
             f"Model '{model.name}' has no run of equal residual blocks, that is layers of one type "
             "and with weights of the same shapes, each called on the output of the one before it, "
@@ -198,21 +209,21 @@ def _as_run(chain: list, traces: list[Trace]) -> FoundRun:
     return FoundRun(chain, frozenset(name for call in calls for name in call.arguments))
 
 
-def _kinds(model: keras.Model) -> list[list]:
-    """The model's layers with weights, those together that are alike; two or more of each."""
-    return [kind for kind in _all_kinds(model) if len(kind) > 1]
+def _kinds(layers: Iterable[keras.layers.Layer]) -> list[list]:
+    """The layers with weights, those together that are alike; two or more of each."""
+    return [kind for kind in _all_kinds(layers) if len(kind) > 1]
 
 
-def _unlike_any(model: keras.Model) -> list[str]:
-    """What there is only one of among the model's layers with weights, in a line at most."""
-    layers = [kind[0] for kind in _all_kinds(model) if len(kind) == 1]
+def _unlike_any(layers: Iterable[keras.layers.Layer]) -> list[str]:
+    """What there is only one of among the layers with weights, in a line at most."""
+    layers = [kind[0] for kind in _all_kinds(layers) if len(kind) == 1]
     reason = "no other layer has the type and weights of these shapes"
     return [f"{len(layers)} layers ({_names(layers)}): {reason}"] if layers else []
 
 
-def _all_kinds(model: keras.Model) -> list[list]:
+def _all_kinds(layers: Iterable[keras.layers.Layer]) -> list[list]:
     kinds: dict[tuple, list] = {}
-    for layer in model._flatten_layers(include_self=False):
+    for layer in layers:
         if layer.weights:
             shapes = tuple((tuple(v.shape), v.dtype) for v in layer.weights)
             kinds.setdefault((type(layer), shapes), []).append(layer)

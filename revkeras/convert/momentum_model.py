@@ -2,6 +2,7 @@
 
 import contextlib
 import numbers
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ def to_momentum_net(
     element and a second evaluation of each block in the backward pass, where the
     run is too deep to be rebuilt in floating point: see `revkeras.couplings.Momentum`. Values
     beyond its range, such as `2**19 / (blocks + 1)` for what a block adds, are clipped then, and
-    counted in the metric `<name of the first block>_momentum_saturated`.
+    counted in the metric `<name of the first block>_momentum_saturated`, which `fit()` and
+    `evaluate()` return beside the loss.
     With `beta=0`, or below 0.0005 in such a run, nothing of a block's input is left to
     rebuild it from, and it is kept. Where blocks are called outside of the model's
     own call, as for a cache in generation or in a model of a part of the layers,
@@ -239,7 +241,7 @@ class SavedMomentumModel:
         for run in config["runs"]:
             blocks = [layers[place] if place < len(layers) else None for place, _ in run["blocks"]]
             names = [name for _, name in run["blocks"]]
-            if [getattr(block, "name", None) for block in blocks] != names:
+            if not all(map(_is_called_alike, blocks, names)):
                 raise ValueError(
                     f"Model '{model.name}' does not have the layers {names} where they were when "
                     "it was converted, so it cannot be loaded. Rebuild the model, convert it, and "
@@ -277,6 +279,12 @@ def _convert(
     return model
 
 
+def _is_called_alike(layer: keras.layers.Layer | None, name: str) -> bool:
+    """Whether a layer has the name, but for the number that Keras puts behind it."""
+    found = getattr(layer, "name", "")
+    return found == name or re.sub(r"_\d+$", "", found) == re.sub(r"_\d+$", "", name)
+
+
 def _check_arguments(model: keras.Model, names: set[str]) -> None:
     """Raises if the model's own call does not take one of the arguments."""
     parameters = model._call_signature.parameters
@@ -290,10 +298,10 @@ def _check_arguments(model: keras.Model, names: set[str]) -> None:
     # Such as `training`: Keras hands them to the layers that know them.
     in_context = (layer._call_context_args for layer in model._flatten_layers())
     if unknown := names - taken.union(*in_context):
+        way = "All tensors of a functional model go into its first argument." if takes_any else ""
         raise TypeError(
             f"Model '{model.name}' received the arguments {sorted(unknown)}, which its `call()` "
-            f"does not take: it takes {sorted(taken)}. All tensors of a functional model go into "
-            "its first argument, in the structure of its inputs."
+            f"does not take: it takes {sorted(taken)}. {way}".rstrip()
         )
 
 

@@ -162,7 +162,7 @@ class MomentumRun:
         y, *extras = outputs if isinstance(outputs, tuple) else [outputs]
         n = len(extras) // len(self.blocks)
         extras = [extras[i * n : (i + 1) * n] for i in range(len(self.blocks))]
-        y = ops.cast(y, self.blocks[0].compute_dtype)
+        y = ops.cast(y, x.dtype)  # blocks keep it
         return self._returned(Position(self, 0, arguments, y, extras))
 
     def _returned(self, position: Position) -> Any:

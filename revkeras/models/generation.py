@@ -66,7 +66,7 @@ class GenerativeModel(keras.Model):
         >>> model.generate(np.ones((1, 4), "int32"), max_length=9).shape
         (1, 9)
         """
-        prompt = np.asarray(token_ids)
+        prompt = _as_array(token_ids)
         mask = np.ones(prompt.shape, bool)
         if padding_mask is not None:
             mask = np.asarray(padding_mask).astype(bool)
@@ -204,6 +204,17 @@ class _Step(keras.Model):
         return logits[:, 0], ops.stack(caches, axis=1)
 
 
+def _as_array(token_ids: Any) -> np.ndarray:
+    try:
+        return np.asarray(token_ids)
+    except ValueError:
+        raise ValueError(
+            "Invalid value for argument `token_ids`: expected prompts of shape (batch, length), "
+            f"received prompts of the lengths {[len(x) for x in token_ids]}. Fill the shorter ones "
+            "up at their end, and pass a `padding_mask` with 0 there."
+        ) from None
+
+
 def _lengths(prompt: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """How many tokens each prompt has; raises unless all have some, and padding behind them."""
     if prompt.ndim == 2 and mask.shape != prompt.shape:
@@ -215,7 +226,8 @@ def _lengths(prompt: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if not lengths.size or not lengths.min():
         raise ValueError(
             "Invalid value for argument `token_ids`: expected prompts of shape (batch, length) "
-            f"with a token each, received the shape {prompt.shape} with {lengths.tolist()} tokens."
+            f"with a token each, received the shape {prompt.shape}"
+            + (f" with {lengths.tolist()} tokens." if prompt.ndim == 2 else ".")
         )
     if (mask[:, 1:] > mask[:, :-1]).any():
         raise ValueError(

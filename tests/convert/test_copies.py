@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import revkeras
-from tests.convert.models import BUILDERS, DATA, X, functional
+from tests.convert.models import BUILDERS, DATA, Block, X, functional
 
 KINDS = list(BUILDERS)
 
@@ -36,6 +36,30 @@ def test_pickled_and_copied(kind):
     model = converted(kind)
     assert_same(pickle.loads(pickle.dumps(model)), model, DATA[kind])
     assert_same(copy.deepcopy(model), model, DATA[kind])
+
+
+@keras.saving.register_keras_serializable("tests")
+class Numbered(keras.Model):
+    """Its blocks get other names each time: Keras counts on."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.blocks = [Block() for _ in range(4)]
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_blocks_that_keras_names(tmp_path):
+    model = Numbered()
+    model(X)
+    revkeras.to_momentum_net(model, beta=0.2)
+    assert_same(copy.deepcopy(model), model, X)
+    model.save(tmp_path / "m.keras")
+    for _ in range(2):
+        assert_same(keras.models.load_model(tmp_path / "m.keras"), model, X)
 
 
 @pytest.mark.parametrize("kind", ["functional", "sequential"])

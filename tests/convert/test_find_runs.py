@@ -81,6 +81,14 @@ def test_names_take_blocks_that_are_not_equal_or_not_residual():
         ),
         (lambda: sequential(1), r"layers \('block_0', .*no other layer has the type"),
         (lambda: chain([L.ReLU()]), "no layer with weights"),
+        (
+            lambda: chain([revkeras.ReversibleSequential([L.Dense(2)] * 2, name="stack")]),
+            r"Looked at:\n- 'stack': is a ReversibleSequential already\nIn a functional",
+        ),
+        (
+            lambda: chain([inlined(), L.Dense(4)]),
+            r"\(a model in it\): .*to_momentum_net\(model.get_layer\('functional",
+        ),
         (lambda: activated(3), r"adds nothing to its input(.|\n)*may also be `x \+ f\(x\)`"),
         (
             lambda: chain([Block(name="a"), Block(name="b", activity_regularizer="l2")]),

@@ -151,6 +151,19 @@ def test_mixed_precision_keeps_the_streams_in_float32():
     )
 
 
+def test_mixed_precision_keeps_the_dtype_that_blocks_have():
+    """Where the model adds to a float32 input, its output is float32."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    x = inputs = keras.Input((4,))
+    for _ in range(4):
+        x = x + keras.layers.Dense(4, activation="tanh")(x)
+    model, data = keras.Model(inputs, x), 1000 + X
+    expected = model(data)
+    revkeras.to_momentum_net(model, beta=1e-6)
+    assert model(data).dtype == expected.dtype == tf.float32
+    np.testing.assert_allclose(model(data), expected, atol=1e-2)
+
+
 def test_activation_memory_keeps_nothing_of_a_block():
     """Tensors that the graph of a step hands from its forward to its backward pass."""
     sizes = []

@@ -23,7 +23,7 @@ def snapshot(variables: Sequence) -> list[tf.Tensor]:
     Read here, because `variable.value` is the `tf.Variable` itself: a seed read
     through it in the backward pass has already moved on.
     """
-    return [tf.convert_to_tensor(v.value) for v in variables]
+    return [tf.convert_to_tensor(v if isinstance(v, tf.Variable) else v.value) for v in variables]
 
 
 def are_initialized(variables: Sequence) -> bool:
