@@ -1,4 +1,4 @@
-"""The machine that the benchmark runs on."""
+"""The machine that the benchmark runs on, and the commit of the code that it runs."""
 
 import os
 import platform

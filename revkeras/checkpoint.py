@@ -42,8 +42,12 @@ def call_checkpointed(
 
     weights, state = residence.read(function.trainable), residence.read(function.state)
     owners = [*function.trainable, *function.state, *others]
-    # Without a gradient nothing is replayed, and Keras's own layers replay well.
-    proven = training is False or structure_of(layer, [*function.trainable, *function.state])
+    # As of a stack's step; eagerly nothing is traced.
+    proven = (
+        training is False
+        or backprop.is_eager()
+        or structure_of(layer, [*function.trainable, *function.state])
+    )
     unproven = None if proven else f"Layer '{layer.name}' (of type {type(layer).__name__})"
     tensors, updates = backprop.checkpoint(
         run, floats, weights, [*state, *others], owners, residence, unproven

@@ -20,9 +20,9 @@ def _checkpointed(
             n = len(carry)
             return [*carry, *sides], updates
 
-        # Without a gradient nothing is replayed, and Keras's own layers replay well.
-        unproven = None if step.inference or step.structure else step.name
-        outputs, updates = backprop.checkpoint(function, carry, weights, state, unproven=unproven)
+        outputs, updates = backprop.checkpoint(
+            function, carry, weights, state, unproven=step.unproven
+        )
         return outputs[:n], outputs[n:], updates
 
     return _plainly(steps, layout, inputs, weights, state, run)

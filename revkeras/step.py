@@ -69,6 +69,14 @@ class Step:
     compiled: bool = False
     inference: bool = False
 
+    @property
+    def unproven(self) -> str | None:
+        """The step's name, if it may not compute the same each time that it is traced.
+
+        What Keras's own code computes is the same, and without a gradient nothing is replayed.
+        """
+        return None if self.structure or self.inference else self.name
+
 
 def run_step(step: Step, carry: list, weights: list, state: list) -> tuple[list, list, dict]:
     """Runs one step on its own values: `(carry, sides, updates)`."""

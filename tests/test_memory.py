@@ -89,7 +89,6 @@ def test_attention_holds_three_matrices_of_scores():
     assert activation_bytes(ATTENTION) < 3.6 * 4 * 1024**2 * 4
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 @pytest.mark.parametrize("kind", ["reversible", "checkpoint", "Checkpoint"])
 def test_a_model_is_forgotten(kind):
     """TensorFlow's registry of gradients would keep it: every model of a process, for ever.
@@ -121,6 +120,7 @@ def test_a_model_is_forgotten(kind):
     assert [found() for found in kept] == [None, None]
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 def test_a_process_whose_pools_hide_memory_is_told(monkeypatch):
     """TensorFlow keeps freed tensors where it uses oneDNN, and every step seemed to take none."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")

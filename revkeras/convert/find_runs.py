@@ -41,7 +41,8 @@ def find_runs(model: keras.Model) -> list[FoundRun]:
     layers = list(model._flatten_layers(include_self=False))
     stacks = [x for x in layers if isinstance(x, ReversibleSequential)]
     reversible = {id(inner) for stack in stacks for inner in _inner(stack)}
-    kinds = _kinds(x for x in layers if id(x) not in reversible)
+    own = [x for x in layers if id(x) not in reversible]
+    kinds = _kinds(own)
     traces = _traces(model, [x for kind in kinds for x in kind])
     if isinstance(traces, str):
         raise ValueError(
@@ -56,7 +57,7 @@ def find_runs(model: keras.Model) -> list[FoundRun]:
     inside = {id(inner) for run in runs for x in run.blocks for inner in _inner(x)}
     runs = [run for run in runs if id(run.blocks[0]) not in inside]
     if not runs:
-        others = [x for x in layers if x not in stacks and id(x) not in reversible]
+        others = (x for x in own if x not in stacks)
         looked_at += [*_unlike_any(others), *additions_passed_over(model)]
         looked_at += [
             f"'{x.name}' (a model in it): its own operations make residual blocks; convert it, "

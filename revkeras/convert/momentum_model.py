@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras.src.models.functional import Functional  # `keras.Model` makes one of tensors
 
+from revkeras.call_arguments import argument_names
 from revkeras.convert.find_runs import FoundRun, find_runs, named_runs
 from revkeras.convert.inlined_blocks import with_blocks
 from revkeras.convert.momentum_run import (
@@ -241,15 +242,16 @@ class SavedMomentumModel:
         for run in config["runs"]:
             blocks = [layers[place] if place < len(layers) else None for place, _ in run["blocks"]]
             names = [name for _, name in run["blocks"]]
-            if not all(map(_is_called_alike, blocks, names)):
+            found = [getattr(block, "name", "") for block in blocks]
+            if list(map(_unnumbered, found)) != list(map(_unnumbered, names)):
                 raise ValueError(
                     f"Model '{model.name}' does not have the layers {names} where they were when "
                     "it was converted, so it cannot be loaded. Rebuild the model, convert it, and "
                     "load its weights."
                 )
             arguments = None if run["arguments"] is None else frozenset(run["arguments"])
-            found = [FoundRun(blocks, arguments)]
-            model = _convert(model, found, run["beta"], run["memory_mode"], graph)
+            runs = [FoundRun(blocks, arguments)]
+            model = _convert(model, runs, run["beta"], run["memory_mode"], graph)
         return model
 
     def get_config(self) -> dict:
@@ -279,10 +281,9 @@ def _convert(
     return model
 
 
-def _is_called_alike(layer: keras.layers.Layer | None, name: str) -> bool:
-    """Whether a layer has the name, but for the number that Keras puts behind it."""
-    found = getattr(layer, "name", "")
-    return found == name or re.sub(r"_\d+$", "", found) == re.sub(r"_\d+$", "", name)
+def _unnumbered(name: str) -> str:
+    """A layer's name without the number that Keras puts behind one of its own."""
+    return re.sub(r"_\d+$", "", name)
 
 
 def _check_arguments(model: keras.Model, names: set[str]) -> None:
@@ -292,10 +293,10 @@ def _check_arguments(model: keras.Model, names: set[str]) -> None:
     own = type(model).original_class.call
     if takes_any and own not in (Functional.call, keras.Sequential.call):
         return
-    taken = {p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD}
+    taken = {next(iter(parameters)), "training", *argument_names(model)}
     if names <= taken:
         return
-    # Such as `training`: Keras hands them to the layers that know them.
+    # Others like `training`: Keras hands them to the layers that know them.
     in_context = (layer._call_context_args for layer in model._flatten_layers())
     if unknown := names - taken.union(*in_context):
         way = "All tensors of a functional model go into its first argument." if takes_any else ""

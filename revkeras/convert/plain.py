@@ -114,10 +114,7 @@ def _functional(model: keras.Model) -> keras.Model | None:
         one = len(model.inputs) == len(model.outputs) == 1
         ends = [x[0] if one else x for x in (model.inputs, model.outputs)]
         return keras.Model(*ends, name=model.name)
-    if hasattr(model, "operations"):
-        # Keras clones a model as one of its own class, and compiled as it was.
-        return keras.Model(model.input, model.output, name=model.name)
-    return None
+    return model if hasattr(model, "operations") else None
 
 
 def _can_be_rewritten(graph: keras.Model, moving: list[list]) -> bool:
@@ -172,6 +169,8 @@ def _rewritten(
         return layer(*args, **kwargs)
 
     rewritten: dict[tuple, keras.Model] = {}
+    # Keras clones a model as one of its own class, and compiled as it was.
+    graph = keras.Model(graph.input, graph.output, name=graph.name)
     return keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
 
 

@@ -76,8 +76,7 @@ def _passes_of_same_graph(step: Step, values: tuple, flags: tuple) -> Passes:
         found = fingerprint(traced, values)
     known = kept_by_graph("passes", dict)
     if (found, flags) not in known:
-        # What only Keras's own code computes is the same each time.
-        if not (step.structure or step.inference) and fingerprint(traced, values) != found:
+        if step.unproven and fingerprint(traced, values) != found:
             refuse_changing(step.name, found.operations)
         known[found, flags] = _passes(step, attends="Softmax" in found.operations)
     return known[found, flags]
