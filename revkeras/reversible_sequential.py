@@ -251,7 +251,7 @@ class ReversibleSequential(keras.layers.Layer):
         else:
             weights, state = Operands(), Operands()
             steps = [call.step(weights, state) for call in plan.calls]
-            carry, extras = self._run_steps(steps, carried, carry, weights, state)
+            carry, extras = self._run_steps(steps, carried, carry, weights, state, training)
         tensors, beside, saturated = lower(
             placed, layout, carry, return_log_det, self.compute_dtype
         )
@@ -321,7 +321,8 @@ class ReversibleSequential(keras.layers.Layer):
             self.saturated.update_state(carry[2 + return_log_det])
         weights, state = Operands(), Operands()
         steps = [call.inverse_step(weights, state) for call in reversed(plan.calls)]
-        carry, _ = self._run_steps(steps, carried, [*carry, *latents], weights, state, False)
+        carry = [*carry, *latents]
+        carry, _ = self._run_steps(steps, carried, carry, weights, state, training, lasting=False)
         tensors, log_det, _ = lower(placed, layout, carry, return_log_det, self.compute_dtype)
         inputs = streams.leave(tensors, outputs, None)
         return (inputs, *log_det) if return_log_det else inputs
@@ -343,6 +344,7 @@ class ReversibleSequential(keras.layers.Layer):
         tensors: list,
         weights: Operands,
         state: Operands,
+        training: bool | None,
         lasting: bool = True,
     ) -> tuple[list, list]:
         """Runs the steps in the memory mode: `(tensors, extras)`."""
@@ -350,8 +352,10 @@ class ReversibleSequential(keras.layers.Layer):
         read = backprop.snapshot
         if run is backprop.reversible:
             run, read = functools.partial(run, residence=self.residence), self.residence.read
+        is_late = not training and self.memory_mode in ("reversible", "checkpoint")
+        read_state = backprop.read_late(read) if is_late else read
         with self.residence.place():
-            values = weights.values(read), state.values(read)
+            values = weights.values(read), state.values(read_state)
         tensors, sides, updates = run(steps, layout, tensors, *values)
         extras, losses = [], []
         for step, side in zip(steps, sides, strict=True):
