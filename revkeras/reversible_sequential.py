@@ -17,6 +17,7 @@ from revkeras.invertible_call import InvertibleCall, is_invertible
 from revkeras.memory_modes import MEMORY_MODES, check_memory_mode, mode_of
 from revkeras.operands import Operands
 from revkeras.plan import Plan, make_plan
+from revkeras.shared_layers import deserialize_layers, serialize_layers
 from revkeras.stack_checks import (
     check_call_arguments,
     check_determined,
@@ -486,9 +487,11 @@ class ReversibleSequential(keras.layers.Layer):
 
     def get_config(self) -> dict:
         unique = list({id(layer): layer for layer in self.layers}.values())
+        layers, shared_layers = serialize_layers(unique, f"ReversibleSequential '{self.name}'")
         return {
             **super().get_config(),
-            "layers": [keras.saving.serialize_keras_object(layer) for layer in unique],
+            "layers": layers,
+            "shared_layers": shared_layers,
             "order": [next(i for i, u in enumerate(unique) if u is x) for x in self.layers],
             "coupling": [keras.saving.serialize_keras_object(c) for c in self.couplings],
             "split_axis": self.split_axis,
@@ -504,10 +507,9 @@ class ReversibleSequential(keras.layers.Layer):
     ) -> "ReversibleSequential":
         config = dict(config)
         with backprop.place(config["offload"]):
-            unique = [
-                keras.saving.deserialize_keras_object(layer, custom_objects)
-                for layer in config.pop("layers")
-            ]
+            unique = deserialize_layers(
+                config.pop("layers"), config.pop("shared_layers", ()), custom_objects
+            )
         config["coupling"] = [
             keras.saving.deserialize_keras_object(c, custom_objects) for c in config["coupling"]
         ]
