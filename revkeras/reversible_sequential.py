@@ -14,9 +14,10 @@ from revkeras.carry import lift, log_det_dtype, lower
 from revkeras.debugging import checks_enabled
 from revkeras.inverse import Inverse
 from revkeras.invertible_call import InvertibleCall, is_invertible
-from revkeras.memory_modes import MEMORY_MODES
+from revkeras.memory_modes import MEMORY_MODES, check_memory_mode, mode_of
 from revkeras.operands import Operands
 from revkeras.plan import Plan, make_plan
+from revkeras.shared_layers import deserialize_layers, serialize_layers
 from revkeras.stack_checks import (
     check_call_arguments,
     check_determined,
@@ -86,7 +87,8 @@ class ReversibleSequential(keras.layers.Layer):
         memory_mode: `"reversible"` keeps the output of the stack,
             `"checkpoint"` the input of each block, `"none"` leaves it to
             plain differentiation. The outputs and the gradients are the same.
-            Defaults to `"reversible"`.
+            May be assigned later, for what is traced from then on: `compile()` the
+            model again. Defaults to `"reversible"`.
         check_inverse: Boolean, whether to try each coupling once on small
             random values when the layer is built. Defaults to `True`.
         coupling: In the place of the two functions: `"additive"`, `"affine"`,
@@ -160,29 +162,20 @@ class ReversibleSequential(keras.layers.Layer):
     ):
         check_layers(layers)
         split_axis = streams.check_split_axis(split_axis)
-        if memory_mode not in MEMORY_MODES:
-            raise ValueError(
-                f"Invalid value for argument `memory_mode`: expected one of {list(MEMORY_MODES)}, "
-                f"received memory_mode={memory_mode!r}."
-            )
         resolved = couplings.resolve(coupling, coupling_forward, coupling_inverse)
         check_exact(resolved, layers)
         check_jit_compile(jit_compile, resolved)
         check_start(resolved, split_axis)
-        check_offload(offload, memory_mode)
         # No autocast: it would round the blocks' float32 weights on their way to the engine.
         super().__init__(dtype=stream_dtype(dtype), autocast=False, **kwargs)
         self.layers = list(layers)
         self.split_axis = split_axis
-        self.memory_mode = memory_mode
         self.check_inverse = check_inverse
         self.jit_compile = jit_compile
         self.offload = offload
+        self.memory_mode = memory_mode
         self.residence = backprop.residence(offload)  # sharded training gives it another
         self.supports_masking = True
-        # Keras's whole-model compile is one program, in which XLA merges the recomputation
-        # with the forward pass and puts off weight gradients: memory grows with depth again.
-        self.supports_jit = memory_mode == "none"
         self.couplings = resolved
         if resolved[0].exact:
             # Keras merges metrics of one name, and a second stack's would hide the first's.
@@ -195,6 +188,21 @@ class ReversibleSequential(keras.layers.Layer):
         self._call_signature = merged_signature(self._call_signature, self.layers)
         self._argument_specs: dict[str, Any] = {}
         self._start_weights: list[keras.Variable] = []
+
+    @property
+    def memory_mode(self) -> str:
+        return self._memory_mode
+
+    @memory_mode.setter
+    def memory_mode(self, memory_mode: str) -> None:
+        check_memory_mode(memory_mode)
+        check_offload(self.offload, memory_mode)
+        self._memory_mode = memory_mode
+        # Keras's whole-model compile is one program, in which XLA merges the recomputation
+        # with the forward pass and puts off weight gradients: memory grows with depth again.
+        self.supports_jit = memory_mode == "none"
+        if self.built and memory_mode == "reversible":
+            warn_of_depth(self)
 
     def build(self, input_shape: Any) -> None:
         shape = streams.stream_shape(input_shape, self.split_axis)
@@ -242,7 +250,7 @@ class ReversibleSequential(keras.layers.Layer):
         check_required(plan.calls)
         placed = self.couplings[0].at(0, self.depth)
         carry, carried = lift(placed, layout, tensors, return_log_det)
-        if self.memory_mode == "none":
+        if mode_of(self) == "none":
             carry, extras = carried.split(carry), []
             for call in plan.calls:
                 carry, more = call.plain(carry)
@@ -348,11 +356,12 @@ class ReversibleSequential(keras.layers.Layer):
         lasting: bool = True,
     ) -> tuple[list, list]:
         """Runs the steps in the memory mode: `(tensors, extras)`."""
-        run = MEMORY_MODES.get(self.memory_mode, self.memory_mode)  # or one of `revkeras.checks`
+        mode = mode_of(self)
+        run = MEMORY_MODES.get(mode, mode)
         read = backprop.snapshot
         if run is backprop.reversible:
             run, read = functools.partial(run, residence=self.residence), self.residence.read
-        is_late = not training and self.memory_mode in ("reversible", "checkpoint")
+        is_late = not training and mode in ("reversible", "checkpoint")
         read_state = backprop.read_late(read) if is_late else read
         with self.residence.place():
             values = weights.values(read), state.values(read_state)
@@ -482,9 +491,11 @@ class ReversibleSequential(keras.layers.Layer):
 
     def get_config(self) -> dict:
         unique = list({id(layer): layer for layer in self.layers}.values())
+        layers, shared_layers = serialize_layers(unique, f"ReversibleSequential '{self.name}'")
         return {
             **super().get_config(),
-            "layers": [keras.saving.serialize_keras_object(layer) for layer in unique],
+            "layers": layers,
+            "shared_layers": shared_layers,
             "order": [next(i for i, u in enumerate(unique) if u is x) for x in self.layers],
             "coupling": [keras.saving.serialize_keras_object(c) for c in self.couplings],
             "split_axis": self.split_axis,
@@ -500,10 +511,9 @@ class ReversibleSequential(keras.layers.Layer):
     ) -> "ReversibleSequential":
         config = dict(config)
         with backprop.place(config["offload"]):
-            unique = [
-                keras.saving.deserialize_keras_object(layer, custom_objects)
-                for layer in config.pop("layers")
-            ]
+            unique = deserialize_layers(
+                config.pop("layers"), config.pop("shared_layers", ()), custom_objects
+            )
         config["coupling"] = [
             keras.saving.deserialize_keras_object(c, custom_objects) for c in config["coupling"]
         ]

@@ -1,8 +1,7 @@
 """What keeps TensorFlow from merging, reordering or recording what must not be."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -88,8 +87,9 @@ def one_piece(function: Callable, as_written: bool = False) -> Callable:
         return repeated(function)
 
     def call(*args: Any) -> Any:
-        with _arithmetic_as_written():
-            return function(*args)
+        results = function(*args)
+        _keep_arithmetic_as_written(_made_by(results))
+        return results
 
     return repeated(call)
 
@@ -112,8 +112,7 @@ def repeated(function: Callable) -> Callable:
         if key not in first:
             first[key] = function(*args)
             return first[key]
-        operation = next(y.op for y in tf.nest.flatten(first[key]) if y is not None)
-        outputs = _copy(operation, given)
+        outputs = _copy(_made_by(first[key]), given)
         return tf.nest.map_structure(
             lambda y: None if y is None else outputs[y.value_index], first[key]
         )
@@ -153,16 +152,21 @@ def shared(function: Callable, *key: Any) -> Callable:
     return known[key]
 
 
-@contextlib.contextmanager
-def _arithmetic_as_written() -> Iterator[None]:
-    options = ("arithmetic_optimization", "constant_folding")
-    found = tf.config.optimizer.get_experimental_options()
-    tf.config.optimizer.set_experimental_options(dict.fromkeys(options, False))
-    try:
-        yield
-    finally:
-        found = {name: found.get(name, True) for name in options}
-        tf.config.optimizer.set_experimental_options(found)
+def _made_by(results: Any) -> tf.Operation:
+    """The operation that calls a `tf.function`, from what the call returned."""
+    return next(y.op for y in tf.nest.flatten(results) if y is not None)
+
+
+def _keep_arithmetic_as_written(call: tf.Operation) -> None:
+    """Tells Grappler so for the function that one operation calls.
+
+    `tf.config.optimizer` would tell all threads, and cannot take back an option that was unset.
+    """
+    config = tf.compat.v1.ConfigProto.FromString(call.get_attr("config_proto"))
+    options = config.graph_options.rewrite_options
+    options.arithmetic_optimization = options.constant_folding = options.OFF
+    value = tf.compat.v1.AttrValue(s=config.SerializeToString(deterministic=True))
+    call._set_attr("config_proto", value)
 
 
 def after(tensors: list, state: list) -> list:
