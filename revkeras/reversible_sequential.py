@@ -11,6 +11,7 @@ from revkeras import backprop, couplings, streams
 from revkeras.block_call import BlockCall
 from revkeras.call_arguments import argument_names, merged_signature, required_arguments
 from revkeras.carry import lift, log_det_dtype, lower
+from revkeras.couplings.depth import DepthLimit
 from revkeras.debugging import checks_enabled
 from revkeras.inverse import Inverse
 from revkeras.invertible_call import InvertibleCall, is_invertible
@@ -28,6 +29,7 @@ from revkeras.stack_checks import (
     check_on_host,
     check_required,
     check_start,
+    find_depth_limit,
     separate_latents,
     stream_dtype,
     warn_of_depth,
@@ -87,8 +89,10 @@ class ReversibleSequential(keras.layers.Layer):
             `"checkpoint"` the input of each block, `"none"` leaves it to
             plain differentiation. The outputs and the gradients are the same.
             Defaults to `"reversible"`.
-        check_inverse: Boolean, whether to try each coupling once on small
-            random values when the layer is built. Defaults to `True`.
+        check_inverse: Boolean, whether to try the couplings on small random
+            values when the layer is built: whether each undoes itself, and whether
+            all blocks in turn keep enough digits to train with; if not, the layer
+            warns. Defaults to `True`.
         coupling: In the place of the two functions: `"additive"`, `"affine"`,
             `"leapfrog"`, `"momentum"`, an instance of a
             `revkeras.couplings.Coupling`, or a list of them that cycles over
@@ -202,13 +206,13 @@ class ReversibleSequential(keras.layers.Layer):
             with backprop.eager_scope():
                 for coupling in self.couplings[: self.depth]:
                     couplings.check_coupling(coupling, shape, self.compute_dtype)
-        if self.memory_mode == "reversible":
-            warn_of_depth(self)
         self.takes_pair = streams.is_pair(input_shape)
+        self._input_shape = input_shape
+        if self.memory_mode == "reversible":
+            warn_of_depth(self, self._depth_limit)
         start = self.couplings[0].start_shape(shape)
         if start and not self.takes_pair:
             self._start_weights = [self.add_weight(start, "zeros", name="start")]
-        self._input_shape = input_shape
         plan = self._plan(input_shape)
         self._n_latents = len(plan.latents)
         if self.offload:
@@ -303,7 +307,7 @@ class ReversibleSequential(keras.layers.Layer):
         """
         check_determined(self, training)
         if self.memory_mode != "reversible":
-            warn_of_depth(self)
+            warn_of_depth(self, self._depth_limit)
         outputs, latents = separate_latents(self, outputs, self._n_latents)
         outputs, latents = keras.tree.map_structure(
             lambda x: x if keras.ops.is_tensor(x) else keras.ops.convert_to_tensor(x),
@@ -370,6 +374,12 @@ class ReversibleSequential(keras.layers.Layer):
 
     def _enter(self, x: Any) -> list:
         return self.couplings[0].enter(x, *self._start_weights)
+
+    @functools.cached_property
+    def _depth_limit(self) -> DepthLimit | None:
+        shape = streams.stream_shape(self._input_shape, self.split_axis)
+        single = self.split_axis is None and not self.takes_pair
+        return find_depth_limit(self, shape, self.couplings[0].enter if single else None)
 
     def _plan(
         self,
