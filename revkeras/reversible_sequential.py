@@ -9,7 +9,12 @@ import keras
 
 from revkeras import backprop, couplings, streams
 from revkeras.block_call import BlockCall
-from revkeras.call_arguments import argument_names, merged_signature, required_arguments
+from revkeras.call_arguments import (
+    argument_names,
+    merged_signature,
+    required_arguments,
+    takes_further_shapes,
+)
 from revkeras.carry import lift, log_det_dtype, lower
 from revkeras.couplings.depth import DepthLimit
 from revkeras.debugging import checks_enabled
@@ -30,6 +35,7 @@ from revkeras.stack_checks import (
     check_required,
     check_start,
     find_depth_limit,
+    noted,
     separate_latents,
     stream_dtype,
     warn_of_depth,
@@ -213,7 +219,7 @@ class ReversibleSequential(keras.layers.Layer):
         start = self.couplings[0].start_shape(shape)
         if start and not self.takes_pair:
             self._start_weights = [self.add_weight(start, "zeros", name="start")]
-        plan = self._plan(input_shape)
+        plan = self._plan(input_shape, build=self._try_to_build_block)
         self._n_latents = len(plan.latents)
         if self.offload:
             check_on_host(self.layers)
@@ -388,6 +394,8 @@ class ReversibleSequential(keras.layers.Layer):
         training: bool | None = None,
         arguments: dict | None = None,
         log_det: bool = False,
+        *,
+        build: Callable | None = None,
     ) -> Plan:
         arguments = {k: value for k, value in (arguments or {}).items() if value is not None}
         check_call_arguments(self, arguments)
@@ -405,7 +413,7 @@ class ReversibleSequential(keras.layers.Layer):
                 arguments=arguments,
                 log_det=log_det,
                 jit_compile=self._jit_compiles(),
-                build=self._build_block,
+                build=build or self._build_block,
             )
         if plan.latents and self.couplings[0].exact:
             raise ValueError(
@@ -421,13 +429,19 @@ class ReversibleSequential(keras.layers.Layer):
             return
         specs = spec_of(call.arguments)
         self._argument_specs.update(specs)
-        try:
+        with noted(f"{call.name} of ReversibleSequential '{self.name}' failed when it was built."):
             outputs = call.layer(stream, **specs)
-        except Exception:
-            if argument_names(call.layer) - {"mask"} - set(call.arguments):
-                return  # it may miss an argument that only a later call brings
-            raise
         call.separate(outputs, stream)
+
+    def _try_to_build_block(self, call: BlockCall, stream: keras.KerasTensor) -> None:
+        """Leaves a block whose `call()` fails without all its arguments to the stack's calls."""
+        try:
+            self._build_block(call, stream)
+        except Exception:
+            missing = argument_names(call.layer) - {"mask"} - set(call.arguments)
+            reached = call.layer.built or takes_further_shapes(call.layer)
+            if not (missing and reached):
+                raise
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         # One that need not fit what a layer made of the shape is dropped.
@@ -484,7 +498,7 @@ class ReversibleSequential(keras.layers.Layer):
             else keras.KerasTensor(spec["shape"], dtype=spec["dtype"])
             for name, spec in config.get("arguments", {}).items()
         }
-        self._plan(config["input_shape"], arguments=arguments)
+        self._plan(config["input_shape"], arguments=arguments, build=self._try_to_build_block)
 
     def get_config(self) -> dict:
         unique = list({id(layer): layer for layer in self.layers}.values())

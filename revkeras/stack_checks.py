@@ -1,7 +1,8 @@
 """Is what a user gave a stack what it can take?"""
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -195,6 +196,17 @@ def check_call_arguments(stack: Any, arguments: dict) -> None:
             "which the `call()` of none of its blocks takes. The blocks take: "
             f"{sorted(set().union(*names) - {'mask'})}."
         )
+
+
+@contextlib.contextmanager
+def noted(note: str) -> Iterator[None]:
+    """Adds a note to an exception that is raised inside, where Python has notes."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "add_note"):  # from Python 3.11 on
+            error.add_note(note)
+        raise
 
 
 def check_required(calls: list) -> None:
