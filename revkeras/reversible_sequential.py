@@ -9,8 +9,14 @@ import keras
 
 from revkeras import backprop, couplings, streams
 from revkeras.block_call import BlockCall
-from revkeras.call_arguments import argument_names, merged_signature, required_arguments
+from revkeras.call_arguments import (
+    argument_names,
+    merged_signature,
+    required_arguments,
+    takes_further_shapes,
+)
 from revkeras.carry import lift, log_det_dtype, lower
+from revkeras.couplings.depth import DepthLimit
 from revkeras.debugging import checks_enabled
 from revkeras.inverse import Inverse
 from revkeras.invertible_call import InvertibleCall, is_invertible
@@ -29,6 +35,8 @@ from revkeras.stack_checks import (
     check_on_host,
     check_required,
     check_start,
+    find_depth_limit,
+    noted,
     separate_latents,
     stream_dtype,
     warn_of_depth,
@@ -89,8 +97,10 @@ class ReversibleSequential(keras.layers.Layer):
             plain differentiation. The outputs and the gradients are the same.
             May be assigned later, for what is traced from then on: `compile()` the
             model again. Defaults to `"reversible"`.
-        check_inverse: Boolean, whether to try each coupling once on small
-            random values when the layer is built. Defaults to `True`.
+        check_inverse: Boolean, whether to try the couplings on small random
+            values when the layer is built: whether each undoes itself, and whether
+            all blocks in turn keep enough digits to train with; if not, the layer
+            warns. Defaults to `True`.
         coupling: In the place of the two functions: `"additive"`, `"affine"`,
             `"leapfrog"`, `"momentum"`, an instance of a
             `revkeras.couplings.Coupling`, or a list of them that cycles over
@@ -210,14 +220,14 @@ class ReversibleSequential(keras.layers.Layer):
             with backprop.eager_scope():
                 for coupling in self.couplings[: self.depth]:
                     couplings.check_coupling(coupling, shape, self.compute_dtype)
-        if self.memory_mode == "reversible":
-            warn_of_depth(self)
         self.takes_pair = streams.is_pair(input_shape)
+        self._input_shape = input_shape
+        if self.memory_mode == "reversible":
+            warn_of_depth(self, self._depth_limit)
         start = self.couplings[0].start_shape(shape)
         if start and not self.takes_pair:
             self._start_weights = [self.add_weight(start, "zeros", name="start")]
-        self._input_shape = input_shape
-        plan = self._plan(input_shape)
+        plan = self._plan(input_shape, build=self._try_to_build_block)
         self._n_latents = len(plan.latents)
         if self.offload:
             check_on_host(self.layers)
@@ -311,7 +321,7 @@ class ReversibleSequential(keras.layers.Layer):
         """
         check_determined(self, training)
         if self.memory_mode != "reversible":
-            warn_of_depth(self)
+            warn_of_depth(self, self._depth_limit)
         outputs, latents = separate_latents(self, outputs, self._n_latents)
         outputs, latents = keras.tree.map_structure(
             lambda x: x if keras.ops.is_tensor(x) else keras.ops.convert_to_tensor(x),
@@ -384,6 +394,12 @@ class ReversibleSequential(keras.layers.Layer):
     def _enter(self, x: Any) -> list:
         return self.couplings[0].enter(x, *self._start_weights)
 
+    @functools.cached_property
+    def _depth_limit(self) -> DepthLimit | None:
+        shape = streams.stream_shape(self._input_shape, self.split_axis)
+        single = self.split_axis is None and not self.takes_pair
+        return find_depth_limit(self, shape, self.couplings[0].enter if single else None)
+
     def _plan(
         self,
         input_shape: Any,
@@ -391,6 +407,8 @@ class ReversibleSequential(keras.layers.Layer):
         training: bool | None = None,
         arguments: dict | None = None,
         log_det: bool = False,
+        *,
+        build: Callable | None = None,
     ) -> Plan:
         arguments = {k: value for k, value in (arguments or {}).items() if value is not None}
         check_call_arguments(self, arguments)
@@ -408,7 +426,7 @@ class ReversibleSequential(keras.layers.Layer):
                 arguments=arguments,
                 log_det=log_det,
                 jit_compile=self._jit_compiles(),
-                build=self._build_block,
+                build=build or self._build_block,
             )
         if plan.latents and self.couplings[0].exact:
             raise ValueError(
@@ -424,13 +442,19 @@ class ReversibleSequential(keras.layers.Layer):
             return
         specs = spec_of(call.arguments)
         self._argument_specs.update(specs)
-        try:
+        with noted(f"{call.name} of ReversibleSequential '{self.name}' failed when it was built."):
             outputs = call.layer(stream, **specs)
-        except Exception:
-            if argument_names(call.layer) - {"mask"} - set(call.arguments):
-                return  # it may miss an argument that only a later call brings
-            raise
         call.separate(outputs, stream)
+
+    def _try_to_build_block(self, call: BlockCall, stream: keras.KerasTensor) -> None:
+        """Leaves a block whose `call()` fails without all its arguments to the stack's calls."""
+        try:
+            self._build_block(call, stream)
+        except Exception:
+            missing = argument_names(call.layer) - {"mask"} - set(call.arguments)
+            reached = call.layer.built or takes_further_shapes(call.layer)
+            if not (missing and reached):
+                raise
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         # One that need not fit what a layer made of the shape is dropped.
@@ -487,7 +511,7 @@ class ReversibleSequential(keras.layers.Layer):
             else keras.KerasTensor(spec["shape"], dtype=spec["dtype"])
             for name, spec in config.get("arguments", {}).items()
         }
-        self._plan(config["input_shape"], arguments=arguments)
+        self._plan(config["input_shape"], arguments=arguments, build=self._try_to_build_block)
 
     def get_config(self) -> dict:
         unique = list({id(layer): layer for layer in self.layers}.values())

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from revkeras.convert.momentum_model import MomentumModel
 from revkeras.memory_modes import run_in
 from revkeras.reversible_sequential import ReversibleSequential
 from revkeras.stateless import is_built, spec_of
@@ -101,12 +102,13 @@ def observed(layer: keras.layers.Layer, mode: Callable, inside: str | None = Non
         yield
 
 
-def require_stack(argument: str, layer: Any) -> None:
-    """Raises unless `layer` is or holds a `ReversibleSequential`."""
+def require_stack(problem: str, layer: Any) -> None:
+    """Raises unless `layer` is or holds a stack; `problem` starts the message."""
     if not isinstance(layer, keras.layers.Layer) or not _stacks(layer):
         raise ValueError(
-            f"Invalid value for argument `{argument}`: expected a ReversibleSequential, or a "
-            f"model that holds one; received {argument}={layer!r} (of type "
+            f"{problem}: expected a ReversibleSequential, or a model that holds one or was "
+            "converted by `revkeras.to_momentum_net` with a `beta` that is large enough to "
+            f"rebuild inputs instead of keeping them; received {layer!r} (of type "
             f"{type(layer).__name__})."
         )
 
@@ -118,5 +120,11 @@ def ensure_built(layer: keras.layers.Layer, inputs: Any, arguments: dict) -> Non
 
 
 def _stacks(layer: keras.layers.Layer) -> list[ReversibleSequential]:
-    found = {id(x): x for x in layer._flatten_layers() if isinstance(x, ReversibleSequential)}
-    return list(found.values())
+    """The stacks in a layer, and those that the runs of converted models in it have made."""
+    found = []
+    for inner in layer._flatten_layers():
+        if isinstance(inner, ReversibleSequential):
+            found.append(inner)
+        elif isinstance(inner, MomentumModel):
+            found.extend(run.stack for run in inner.momentum_runs if run.rebuilds)
+    return list({id(x): x for x in found}.values())
