@@ -14,7 +14,7 @@ from revkeras.distribute import membership
 from revkeras.distribute.callbacks import only_from_rank_0, refuse_unfit
 from revkeras.distribute.dataset import RowsOfRank
 from revkeras.distribute.files import saving_together
-from revkeras.distribute.metrics import result_of_all_ranks
+from revkeras.distribute.metrics import LogsOfAllRanks
 from revkeras.distribute.optimizer import ZeroOptimizer
 
 _LENGTHS = (
@@ -64,16 +64,19 @@ def take_part(model: keras.Model, strategy: Any, prepare: Callable[[Any], None])
         strategy: The strategy, of more than one worker.
         prepare: `prepare(x)` is called before the model is first called on inputs.
     """
+    logs = LogsOfAllRanks(model, strategy.engine)
     for name in ("train_step", "test_step", "predict_step"):
-        setattr(model, name, _step(model, name, strategy, prepare))
-    model.get_metrics_result = result_of_all_ranks(model, strategy.engine)
+        setattr(model, name, _step(model, name, strategy, prepare, logs))
+    model.get_metrics_result = logs.get_metrics_result
     for name in ("save", "save_weights"):
         setattr(model, name, saving_together(model, name, strategy))
     for name in ("fit", "evaluate", "predict"):
         setattr(model, name, _from_rank_0(getattr(type(model), name), model, strategy))
 
 
-def _step(model: keras.Model, name: str, strategy: Any, prepare: Callable) -> Callable:
+def _step(
+    model: keras.Model, name: str, strategy: Any, prepare: Callable, logs: LogsOfAllRanks
+) -> Callable:
     step = getattr(type(model), name).__get__(model)
     agreed = []
 
@@ -84,7 +87,9 @@ def _step(model: keras.Model, name: str, strategy: Any, prepare: Callable) -> Ca
                 membership.agree({f"the batch of `{name}`": _spec(data)})
                 agreed.append(True)
             prepare(keras.utils.unpack_x_y_sample_weight(data)[0])
-        results = step(data)
+        if name == "predict_step":
+            return step(data)
+        results = logs.of(step, data)
         if name == "train_step":
             strategy.average_state(model)
         return results

@@ -11,10 +11,11 @@ import keras
 from keras import ops
 
 import revkeras
+from revkeras import backprop
 from revkeras.distribute import births, deepspeed, engines, layers, membership, models, resume
 from revkeras.distribute.callbacks import Exact
 from revkeras.distribute.dataset import are_arrays, sharded, sources
-from revkeras.distribute.metrics import summed
+from revkeras.distribute.metrics import over_ranks
 from revkeras.distribute.optimizer import ZeroOptimizer, check_inner
 from revkeras.distribute.parameters import shard
 from revkeras.distribute.partition import StatePiece
@@ -379,9 +380,10 @@ class ZeroStrategy:
             for v in layer._non_trainable_variables
             if keras.backend.is_float_dtype(v._dtype)
         }
-        for v, total in summed([*updated.values()], self.engine):
-            # Those with `aggregation="mean"` are means already.
-            v.assign(total if v.aggregation == "mean" else total / self.size)
+        values = backprop.snapshot([*updated.values()])
+        means = over_ranks(values, ["mean"] * len(values), self.engine)
+        for v, mean in zip(updated.values(), means):
+            v.assign(mean)
 
     def _born(self, variable: keras.Variable, value: Any, initialize: births.Initialize) -> None:
         """Gives a variable that is made under the scope its value."""
