@@ -11,7 +11,7 @@ import keras
 
 from revkeras import backprop
 from revkeras.distribute import membership
-from revkeras.distribute.callbacks import only_from_rank_0, refuse_unfit
+from revkeras.distribute.callbacks import SameData, only_from_rank_0, refuse_unfit
 from revkeras.distribute.dataset import RowsOfRank
 from revkeras.distribute.files import saving_together
 from revkeras.distribute.metrics import LogsOfAllRanks
@@ -104,16 +104,19 @@ def _from_rank_0(method: Callable, model: keras.Model, strategy: Any) -> Callabl
     def run(*args: Any, **kwargs: Any) -> Any:
         call = inspect.signature(method).bind(model, *args, **kwargs)
         given = call.arguments
+        own = strategy.callbacks()
         if method.__name__ == "fit":
             membership.agree(_length_of(call))
-            if strategy.rank == 0 and not strategy.has_made(given.get("x")):
+            first = strategy.first_batches(given.get("x"))
+            if strategy.rank == 0 and not first:
                 _warn_of_whole_batches(strategy.size)
+            own += map(SameData, first)
         if strategy.rank:
             given["verbose"] = 0
         callbacks = given.get("callbacks")
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.tree.flatten(callbacks) if callbacks else []
-            own = [c for c in strategy.callbacks() if type(c) not in map(type, callbacks)]
+            own = [c for c in own if type(c) not in map(type, callbacks)]
             refuse_unfit(callbacks, strategy.stage)
             given["callbacks"] = only_from_rank_0([*own, *callbacks], strategy.rank)
         if isinstance(given.get("x"), RowsOfRank) and method.__name__ == "fit":

@@ -15,6 +15,7 @@ from revkeras import backprop
 from revkeras.distribute import births, deepspeed, engines, layers, membership, models, resume
 from revkeras.distribute.callbacks import Exact
 from revkeras.distribute.dataset import are_arrays, sharded, sources
+from revkeras.distribute.first_batches import FirstBatches
 from revkeras.distribute.metrics import over_ranks
 from revkeras.distribute.optimizer import ZeroOptimizer, check_inner
 from revkeras.distribute.parameters import shard
@@ -125,7 +126,8 @@ class ZeroStrategy:
         )
         self._settings = deepspeed.Settings()
         self.datasets = weakref.WeakSet()  # those whose order Keras has changed each epoch
-        self._parts = weakref.WeakSet()  # what `shard` has returned
+        # What `shard` has returned, and the first batches that were read for it.
+        self._parts = weakref.WeakKeyDictionary()
         self.models: list[keras.Model] = []
         self.place: resume.Place = lambda: (None, {})  # in `fit`, as far as it is known
         self._prepared: list[keras.Model] = []
@@ -290,20 +292,22 @@ class ZeroStrategy:
                 `None`, which means 32 for arrays.
 
         Raises:
-            ValueError: if workers could not have equally many batches in the same order.
+            ValueError: if workers could not have equally many batches in the same order. `fit`
+                raises it too, where the first batches that it reads differ between workers.
         """
         if batch_size is None and self._settings.micro_batch_size and are_arrays(dataset):
             batch_size = self._settings.micro_batch_size * self.size
-        part = sharded(dataset, self.rank, self.size, batch_size)
+        first = FirstBatches()
+        part = sharded(dataset, self.rank, self.size, batch_size, first)
         if self.size > 1:
-            self._parts.add(part)
+            self._parts[part] = first
         if isinstance(part, keras.utils.PyDataset):
             self.datasets.add(part)
         return part
 
-    def has_made(self, data: Any) -> bool:
-        """Whether data comes from what `shard` has returned."""
-        return any(source in self._parts for source in sources(data))
+    def first_batches(self, data: Any) -> list[FirstBatches]:
+        """Those of what `shard` has returned and the data is made of; none if it has no part."""
+        return [self._parts[source] for source in sources(data) if source in self._parts]
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """What `fit` needs; it adds them by itself where they are missing."""
