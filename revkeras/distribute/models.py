@@ -15,6 +15,7 @@ from revkeras.distribute.callbacks import SameData, only_from_rank_0, refuse_unf
 from revkeras.distribute.dataset import RowsOfRank
 from revkeras.distribute.files import saving_together
 from revkeras.distribute.metrics import LogsOfAllRanks
+from revkeras.distribute.model_optimizers import facts, in_attributes
 from revkeras.distribute.optimizer import ZeroOptimizer
 
 _LENGTHS = (
@@ -29,20 +30,32 @@ def intercepted(strategy: Any) -> Iterator[None]:
     compile, from_config = keras.Model.compile, keras.Model.compile_from_config
 
     @functools.wraps(compile)
-    def compile_for(model: keras.Model, optimizer: Any = "rmsprop", *args: Any, **kwargs: Any):
-        _refuse_foreign(optimizer, strategy)
-        _refuse_xla(inspect.signature(compile).bind(model, optimizer, *args, **kwargs).arguments)
-        kwargs["jit_compile"] = False
-        scales = kwargs.pop("auto_scale_loss", True)
-        if scales and model.dtype_policy.name == "mixed_float16":
+    def compile_for(model: keras.Model, *args: Any, **kwargs: Any) -> None:
+        signature = inspect.signature(compile)
+        call = signature.bind(model, *args, **kwargs)
+        given = call.arguments
+        if "optimizer" not in given:  # as in a `compile()` of the user's that has others
+            default = signature.parameters["optimizer"].default
+            given["optimizer"] = strategy.optimizer(keras.optimizers.get(default))
+            strategy.unasked_optimizers.add(given["optimizer"])
+        optimizer = given["optimizer"]
+        if optimizer is not None:
+            _refuse_foreign("optimizer", optimizer, strategy)
+        _refuse_xla(given)
+        scales = given.pop("auto_scale_loss", True)
+        if optimizer is not None and scales and model.dtype_policy.name == "mixed_float16":
             optimizer.scale_dynamically()
-        compile(model, optimizer, *args, auto_scale_loss=False, **kwargs)
-        # Files are to be read without this package.
-        model._compile_config.config["optimizer"] = optimizer.wrapped()
+        given.update(jit_compile=False, auto_scale_loss=False)
+        compile(*call.args, **call.kwargs)
+        if optimizer is not None:  # files are to be read without this package
+            model._compile_config.config["optimizer"] = optimizer.wrapped()
         strategy.take_on(model)
 
     @functools.wraps(from_config)
     def compile_from_file(model: keras.Model, config: dict) -> None:
+        if type(model).compile is not compile_for:
+            from_config(model, config)  # which warns that nothing is compiled
+            return
         config = keras.saving.deserialize_keras_object(config)
         optimizer = strategy.optimizer(config.pop("optimizer"))
         model.compile(optimizer, **{**config, "jit_compile": False})
@@ -54,6 +67,17 @@ def intercepted(strategy: Any) -> Iterator[None]:
         yield
     finally:
         keras.Model.compile, keras.Model.compile_from_config = compile, from_config
+
+
+def is_built(model: keras.Model) -> bool:
+    """Whether a model has its variables; one without a `call()` has those of its parts."""
+    parts = model._flatten_layers(include_self=False)
+    return model.built or (not has_call(model) and all(layer.built for layer in parts))
+
+
+def has_call(model: keras.Model) -> bool:
+    """Whether a model can be called; one that trains its parts in `train_step()` may not."""
+    return type(model).call is not keras.Model.call
 
 
 def take_part(model: keras.Model, strategy: Any, prepare: Callable[[Any], None]) -> None:
@@ -84,7 +108,9 @@ def _step(
     def taken_together(data: Any) -> Any:
         with backprop.eager_scope():
             if not agreed:
-                membership.agree({f"the batch of `{name}`": _spec(data)})
+                for attribute, optimizer in in_attributes(model):
+                    _refuse_foreign(attribute, optimizer, strategy)
+                membership.agree({f"the batch of `{name}`": _spec(data), **facts(strategy, model)})
                 agreed.append(True)
             prepare(keras.utils.unpack_x_y_sample_weight(data)[0])
         if name == "predict_step":
@@ -159,16 +185,16 @@ def _refuse_xla(given: dict) -> None:
         )
 
 
-def _refuse_foreign(optimizer: Any, strategy: Any) -> None:
+def _refuse_foreign(name: str, optimizer: Any, strategy: Any) -> None:
     if not isinstance(optimizer, ZeroOptimizer):
         raise ValueError(
-            "Invalid value for argument `optimizer`: expected one that the strategy made, "
+            f"Invalid value for argument `{name}`: expected one that the strategy made, "
             "strategy.optimizer(keras.optimizers.AdamW(1e-3)), received "
-            f"optimizer={optimizer!r} (of type {type(optimizer).__name__}), by which each worker "
+            f"{name}={optimizer!r} (of type {type(optimizer).__name__}), by which each worker "
             "would train for itself."
         )
     if optimizer.strategy is not strategy:
         raise ValueError(
-            "Invalid value for argument `optimizer`: expected one that this scope's strategy made, "
+            f"Invalid value for argument `{name}`: expected one that this scope's strategy made, "
             "received that of another strategy. Use one strategy for all that is trained together."
         )

@@ -12,7 +12,16 @@ from keras import ops
 
 import revkeras
 from revkeras import backprop
-from revkeras.distribute import births, deepspeed, engines, layers, membership, models, resume
+from revkeras.distribute import (
+    births,
+    deepspeed,
+    engines,
+    layers,
+    membership,
+    model_optimizers,
+    models,
+    resume,
+)
 from revkeras.distribute.callbacks import Exact
 from revkeras.distribute.dataset import are_arrays, sharded, sources
 from revkeras.distribute.first_batches import FirstBatches
@@ -129,6 +138,7 @@ class ZeroStrategy:
         # What `shard` has returned, and the first batches that were read for it.
         self._parts = weakref.WeakKeyDictionary()
         self.models: list[keras.Model] = []
+        self.unasked_optimizers = weakref.WeakSet()  # Keras's default, where `compile` got none
         self.place: resume.Place = lambda: (None, {})  # in `fit`, as far as it is known
         self._prepared: list[keras.Model] = []
         self._new: list[keras.Variable] = []
@@ -214,6 +224,9 @@ class ZeroStrategy:
     def optimizer(self, inner: keras.optimizers.Optimizer) -> ZeroOptimizer:
         """An optimizer for `compile`, which updates this worker's part of the parameters.
 
+        A model whose `train_step()` trains its parts by several optimizers, such as a GAN, gets one
+        of these for each, and keeps them in attributes.
+
         Optimizers of which Keras's own update each element by itself work on slices; all others,
         such as `Muon`, `Lamb` and those of users, on whole variables that are dealt out. Clipping
         by norms, accumulation, moving averages, schedules and loss scaling act as in one process.
@@ -234,11 +247,10 @@ class ZeroStrategy:
         Raises:
             ValueError: if workers differ in its optimizer.
         """
-        membership.agree(
-            {**model.optimizer.facts(), "the model's dtype policy": model.dtype_policy.name}
-        )
+        facts = model_optimizers.facts(self, model)
+        membership.agree({**facts, "the model's dtype policy": model.dtype_policy.name})
         self.models = [m for m in self.models if m is not model] + [model]
-        if model.built:
+        if models.is_built(model):
             self._prepare(model)
         if self.size > 1:
             models.take_part(model, self, lambda x: self._build(model, x))
@@ -255,8 +267,15 @@ class ZeroStrategy:
         """Builds a model that waited for its first batch."""
         if self._is_prepared(model):
             return
-        with self.scope():
-            keras.src.backend.compute_output_spec(model, spec_of(x), training=False)
+        if not models.is_built(model):
+            if not models.has_call(model):
+                raise ValueError(
+                    f"The model '{model.name}' has no `call()` that could build its parts by the "
+                    "first batch. Expected parts that know their input shapes: start them with "
+                    "keras.Input, or call `build(input_shape)` of each in strategy.scope()."
+                )
+            with self.scope():
+                keras.src.backend.compute_output_spec(model, spec_of(x), training=False)
         self._prepare(model)
 
     def _prepare(self, model: keras.Model) -> None:
@@ -273,10 +292,13 @@ class ZeroStrategy:
             return
         trainable = len(model.trainable_variables)
         membership.agree({"the number of the model's trainable variables": trainable})
-        dtypes = layers.read_in(model._flatten_layers())
-        model.optimizer.read_in(dtypes)
         if self.stage == 3:
+            dtypes = layers.read_in(model._flatten_layers())
             layers.arrange(model, self.engine, dtypes, self.shard_bytes, self._initialize)
+
+    def read_in(self, optimizer: ZeroOptimizer) -> dict[int, str]:
+        """In which 16-bit dtypes an optimizer's models read their variables."""
+        return model_optimizers.read_in(self, optimizer)
 
     def shard(self, dataset: Any, batch_size: int | None = None) -> Any:
         """This worker's rows of each batch, for `fit` and `evaluate`.
@@ -373,8 +395,9 @@ class ZeroStrategy:
 
     def publish_exactly(self, model: keras.Model) -> None:
         """Gives all ranks the parameters in all their bits."""
-        if model.optimizer.built:
-            model.optimizer.publish_exactly()
+        for optimizer in model_optimizers.optimizers(self, model).values():
+            if optimizer.built:
+                optimizer.publish_exactly()
 
     def average_state(self, model: keras.Model) -> None:
         """Averages what training steps update beside parameters, such as batch-norm statistics."""

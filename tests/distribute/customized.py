@@ -1,9 +1,12 @@
-"""Run in every worker: custom steps, metrics and layers. `python customized.py`."""
+"""Run in every worker: custom steps, metrics and layers. `python customized.py FOLDER`."""
 
+import sys
 import time
+from pathlib import Path
 
-from revkeras.distribute import ZeroStrategy, membership
+from revkeras.distribute import CheckpointError, ZeroStrategy, membership
 
+folder = Path(sys.argv[1])
 strategy = ZeroStrategy(2)
 
 import keras  # noqa: E402  the engine comes before all that makes tensors
@@ -237,7 +240,98 @@ def different_data():
         equal_on_all(history.history["loss"])
 
 
+class GAN(keras.Model):
+    """As in Keras's guide: an optimizer for each part, and no `call()`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generator = part("generator", 10, 9, 3)
+        self.discriminator = part("discriminator", 3, 11, 1)
+        self.g_loss = keras.metrics.Mean("g_loss")
+
+    @property
+    def metrics(self):
+        return [self.g_loss]
+
+    def compile(self, d_optimizer, g_optimizer):
+        super().compile()
+        self.d_optimizer, self.g_optimizer = d_optimizer, g_optimizer
+
+    def train_step(self, data):
+        noise, real = data
+        discriminator, generator = self.discriminator, self.generator
+        with tf.GradientTape() as tape:
+            d_loss = loss(discriminator(real), 1) + loss(discriminator(generator(noise)), 0)
+        weights = discriminator.trainable_weights
+        self.d_optimizer.apply_gradients(zip(tape.gradient(d_loss, weights), weights))
+        with tf.GradientTape() as tape:
+            g_loss = loss(discriminator(generator(noise)), 1)
+        weights = generator.trainable_weights
+        self.g_optimizer.apply_gradients(zip(tape.gradient(g_loss, weights), weights))
+        self.g_loss.update_state(g_loss)
+        return {"d_loss": d_loss, "g_loss": self.g_loss.result()}
+
+
+def part(name, n_in, width, n_out):
+    layers = [L.Dense(width, "tanh", name=f"{name}_1"), L.Dense(n_out, name=f"{name}_2")]
+    return keras.Sequential([keras.Input((n_in,)), *layers], name=name)
+
+
+def loss(logits, label):
+    label = keras.ops.full_like(logits, label)
+    return keras.ops.mean(keras.ops.binary_crossentropy(label, logits, from_logits=True))
+
+
+def several_optimizers():
+    """A GAN ends with the weights of one process; a checkpoint holds both optimizers' states."""
+    make = [lambda: keras.optimizers.Adam(1e-2, beta_1=0.5), lambda: keras.optimizers.Muon(1e-2)]
+    for stage in 2, 3:
+        sharding = ZeroStrategy(stage, shard_bytes=100)
+        alone = GAN()
+        with sharding.scope():
+            model, again = GAN(), GAN()
+            model.compile(*(sharding.optimizer(new()) for new in make))
+        for part in "generator", "discriminator":
+            getattr(alone, part).set_weights(getattr(model, part).get_weights())
+        alone.compile(*(new() for new in make))
+        alone.jit_compile = False
+        model.save(folder / "gan.keras")  # with optimizers that are not built yet
+        expected = alone.fit(batches.take(6), verbose=0).history
+        found = model.fit(sharding.shard(batches.take(6)), verbose=0).history
+        for name in expected:
+            np.testing.assert_allclose(equal_on_all(found[name]), expected[name], rtol=1e-4)
+        close(model, alone)
+        model.save(folder / "gan.keras")
+        close(keras.models.load_model(folder / "gan.keras", {"GAN": GAN}), alone)
+        checkpoints = folder / f"stage-{stage}"
+        sharding.save_checkpoint(checkpoints)
+        sharding.models.clear()
+        with sharding.scope():
+            again.compile(*(sharding.optimizer(new()) for new in make))
+        with pytest.raises(CheckpointError, match="`d_optimizer`, `g_optimizer` will update"):
+            sharding.restore_checkpoint(checkpoints)
+        again.d_optimizer.build(again.discriminator.trainable_variables)
+        again.g_optimizer.build(again.generator.trainable_variables)
+        assert sharding.restore_checkpoint(checkpoints) == 6
+        alone.fit(batches.take(2), verbose=0)
+        again.fit(sharding.shard(batches.take(2)), verbose=0)
+        close(again, alone)
+    with strategy.scope():
+        model = GAN()
+        model.compile(strategy.optimizer(make[0]()), make[0]())
+    with pytest.raises(ValueError, match="`g_optimizer`: expected one that the strategy made"):
+        model.fit(strategy.shard(batches), verbose=0)
+
+
+def close(found, expected):
+    for part in "generator", "discriminator":
+        weights = (getattr(model, part).get_weights() for model in (found, expected))
+        for a, b in zip(*weights):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 logs_of_custom_steps()
 aggregations()
 different_data()
+several_optimizers()
 strategy.engine.close()
