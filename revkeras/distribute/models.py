@@ -17,6 +17,7 @@ from revkeras.distribute.files import saving_together
 from revkeras.distribute.metrics import LogsOfAllRanks
 from revkeras.distribute.model_optimizers import facts, in_attributes
 from revkeras.distribute.optimizer import ZeroOptimizer
+from revkeras.distribute.start import start_together
 
 _LENGTHS = (
     *("epochs", "initial_epoch", "steps_per_epoch"),
@@ -69,17 +70,6 @@ def intercepted(strategy: Any) -> Iterator[None]:
         keras.Model.compile, keras.Model.compile_from_config = compile, from_config
 
 
-def is_built(model: keras.Model) -> bool:
-    """Whether a model has its variables; one without a `call()` has those of its parts."""
-    parts = model._flatten_layers(include_self=False)
-    return model.built or (not has_call(model) and all(layer.built for layer in parts))
-
-
-def has_call(model: keras.Model) -> bool:
-    """Whether a model can be called; one that trains its parts in `train_step()` may not."""
-    return type(model).call is not keras.Model.call
-
-
 def take_part(model: keras.Model, strategy: Any, prepare: Callable[[Any], None]) -> None:
     """Has the model's methods act as one of many workers'.
 
@@ -106,15 +96,18 @@ def _step(
 
     @functools.wraps(step)
     def taken_together(data: Any) -> Any:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with backprop.eager_scope():
             if not agreed:
                 for attribute, optimizer in in_attributes(model):
                     _refuse_foreign(attribute, optimizer, strategy)
                 membership.agree({f"the batch of `{name}`": _spec(data), **facts(strategy, model)})
                 agreed.append(True)
-            prepare(keras.utils.unpack_x_y_sample_weight(data)[0])
+            prepare(x)
         if name == "predict_step":
             return step(data)
+        if name == "train_step":
+            start_together(model, x, strategy.engine)
         results = logs.of(step, data)
         if name == "train_step":
             strategy.average_state(model)

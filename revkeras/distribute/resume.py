@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from revkeras.distribute import checkpoint
+from revkeras.distribute.building import has_call
 from revkeras.distribute.model_optimizers import optimizers
-from revkeras.distribute.models import has_call
 from revkeras.distribute.tensorflow.replay import iterator_at
 from revkeras.distribute.training_state import held_by, trained
 

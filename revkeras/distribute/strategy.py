@@ -22,6 +22,7 @@ from revkeras.distribute import (
     models,
     resume,
 )
+from revkeras.distribute.building import has_call, is_built
 from revkeras.distribute.callbacks import Exact
 from revkeras.distribute.dataset import are_arrays, sharded, sources
 from revkeras.distribute.first_batches import FirstBatches
@@ -250,7 +251,7 @@ class ZeroStrategy:
         facts = model_optimizers.facts(self, model)
         membership.agree({**facts, "the model's dtype policy": model.dtype_policy.name})
         self.models = [m for m in self.models if m is not model] + [model]
-        if models.is_built(model):
+        if is_built(model):
             self._prepare(model)
         if self.size > 1:
             models.take_part(model, self, lambda x: self._build(model, x))
@@ -267,8 +268,8 @@ class ZeroStrategy:
         """Builds a model that waited for its first batch."""
         if self._is_prepared(model):
             return
-        if not models.is_built(model):
-            if not models.has_call(model):
+        if not is_built(model):
+            if not has_call(model):
                 raise ValueError(
                     f"The model '{model.name}' has no `call()` that could build its parts by the "
                     "first batch. Expected parts that know their input shapes: start them with "

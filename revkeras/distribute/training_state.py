@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 
+from revkeras.distribute.building import is_built
 from revkeras.distribute.checkpoint import CheckpointError
 from revkeras.distribute.model_optimizers import optimizers
-from revkeras.distribute.models import is_built
 from revkeras.distribute.parameters import is_sharded, shard_of
 from revkeras.distribute.partition import own_range
 from revkeras.distribute.state import Held
