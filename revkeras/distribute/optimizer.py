@@ -52,7 +52,6 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         self.strategy = strategy
         self._engine = strategy.engine
         self._offload = strategy.offload
-        self._read_in: dict[int, str] = {}
 
     # What users and callbacks see is the optimizer inside.
 
@@ -108,21 +107,17 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
 
     # Building: who updates what.
 
-    def read_in(self, dtypes: dict[int, str]) -> None:
-        """Tells in which 16-bit dtype variables are read, by their `id`, before it is built."""
-        self._read_in = dict(dtypes)
-
     def build(self, variables: list) -> None:
         if self.built:
             return
-        self._check_it_is_compiled()
+        dtypes = self.strategy.read_in(self)
         variables, inner, core = list(variables), self._hidden.inner, self._hidden.core
         _refuse_overwritten(variables)
         with backprop.eager_scope(), births.unobserved():
             super().build(variables)
             self._whole = type(core) not in ELEMENTWISE
             with backprop.place(self._offload):
-                self._make_pieces(variables)
+                self._make_pieces(variables, dtypes)
                 _exclude_pieces(core, variables, self._pieces)
                 found = slots.build(inner, core, [*self._pieces.values()])
         positions = list(self._pieces)
@@ -135,29 +130,20 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         if self._engine.size > 1 and self._hidden.scales:
             inner.check_finite = _on_all_ranks(inner.check_finite, self._engine)
 
-    def _check_it_is_compiled(self) -> None:
-        known = any(model.optimizer is self for model in self.strategy.models)
-        if self._engine.size > 1 and not known:
-            raise ValueError(
-                "A strategy's optimizer trains a model that was compiled outside of the strategy's "
-                "scope, so each worker would train for itself. Expected `with strategy.scope(): "
-                f"model.compile(...)`, received optimizer={self.name!r}, which is that of none of "
-                "the models compiled there."
-            )
-
     def _var_key(self, variable: Any) -> Any:
         return id(variable)  # the value of a variable that is sharded would be gathered
 
-    def _make_pieces(self, variables: list) -> None:
-        """What this rank updates, as Keras variables, by their variables' positions."""
+    def _make_pieces(self, variables: list, dtypes: dict[int, str]) -> None:
+        """What this rank updates, as Keras variables, by their variables' positions.
+
+        `dtypes` has the 16-bit ones in which variables are read, by their `id`.
+        """
         engine = self._engine
         if engine.size == 1:
             self._pieces, self._ranges = dict(enumerate(variables)), {}
             self._n = len(variables)
             return
-        groups = make_groups(
-            variables, self._read_in, engine, self.strategy.bucket_bytes, self._whole
-        )
+        groups = make_groups(variables, dtypes, engine, self.strategy.bucket_bytes, self._whole)
         segments = {
             group.variables[p.segment.variable]: p.segment for group in groups for p in group.pieces
         }
@@ -210,19 +196,22 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         return self._hidden.state.owned
 
     def save_own_variables(self, store: Any) -> None:
-        self._file().save_own_variables(store)
+        self._saved().save_own_variables(store)
 
     def load_own_variables(self, store: Any) -> None:
-        self._file().load_own_variables(store)
+        self._saved().load_own_variables(store)
 
     @property
     def inner_optimizer(self) -> File:
         """What loss scaling wraps, for files."""
-        if not self._hidden.scales:
-            raise AttributeError("This optimizer does not scale losses.")
+        if not (self._hidden.scales and self.built):
+            raise AttributeError("This optimizer does not scale losses, or is not built.")
         return File(self._hidden.state, [])
 
-    def _file(self) -> File:
+    def _saved(self) -> Any:
+        """What stands for it in files; before it is built, it has nothing of pieces."""
+        if not self.built:
+            return self._hidden.inner
         before = self._hidden.inner._variables if self._hidden.scales else []
         return File(self._hidden.state, list(before))
 

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 
 from revkeras.distribute import checkpoint
+from revkeras.distribute.building import has_call
+from revkeras.distribute.model_optimizers import optimizers
 from revkeras.distribute.tensorflow.replay import iterator_at
 from revkeras.distribute.training_state import held_by, trained
 
@@ -185,7 +187,8 @@ class SaveAndResume(keras.callbacks.Callback):
     def _restore_metrics(self, batch: Any) -> None:
         """Metrics are made at their first batch, and are then what they were."""
         if self._metrics is not None:
-            self.model._symbolic_build(data_batch=batch)
+            if has_call(self.model):
+                self.model._symbolic_build(data_batch=batch)
             for name, v in _metric_variables(self.model).items():
                 if name in self._metrics:
                     v.assign(self._metrics[name])
@@ -202,7 +205,10 @@ def _check_keep(keep: Any) -> None:
 
 def _step(strategy: Any) -> int:
     """How many batches the strategy's optimizers have taken, which numbers checkpoints."""
-    return sum(model.optimizer.batches for model in trained(strategy))
+    return sum(
+        max((x.batches for x in optimizers(strategy, model).values()), default=0)
+        for model in trained(strategy)
+    )
 
 
 def _random_state() -> np.ndarray:
