@@ -158,6 +158,8 @@ class Exchange:
                 variable.assign(ops.reshape(whole, tuple(variable._shape)))
 
     def _flat_gradient(self, i: int, gradient: Any, dtype: str) -> Any:
-        flat = ops.cast(ops.reshape(gradient, (-1,)), dtype)
         variable = self._variables[i]
-        return spread_out(self._engine, variable, flat) if is_sharded(variable) else flat
+        if is_sharded(variable):
+            return spread_out(self._engine, variable, ops.cast(gradient, dtype))
+        # A gradient's own shape may be known only when it runs.
+        return ops.cast(ops.reshape(gradient, (math.prod(variable._shape),)), dtype)

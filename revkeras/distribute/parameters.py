@@ -40,7 +40,7 @@ class ShardedVariable(keras.Variable):
 
     def _direct_assign(self, value: Any) -> None:
         value = ops.cast(value, self._dtype)
-        self._shard.assign(_own_slice(self._engine, value))
+        self._shard.assign(_own_slice(self._engine, self._shape, value))
         if backprop.is_eager():
             for follower in self._followers:
                 if (master := follower()) is not None:
@@ -77,7 +77,7 @@ def shard(variable: keras.Variable, engine: Any, initialize: Any, value: Any = N
     """
     whole = variable.value if value is None else value
     variable._value = None
-    initialize(variable, _own_slice(engine, whole))
+    initialize(variable, _own_slice(engine, variable._shape, whole))
     variable._engine = engine
     variable._shard = _view(variable)
     variable._followers = []  # weak references to what takes on values assigned outside of graphs
@@ -138,7 +138,8 @@ def scattered(engine: Any, variables: Sequence, gradients: list) -> list:
         chosen = [i for i in there if variables[i]._dtype == dtype]
         shapes = tuple(tuple(variables[i]._shape) for i in chosen)
         key = dtype, shapes
-        lay = backprop.shared(functools.partial(_laid_out, engine.size, dtype), "lay", *key)
+        lay = functools.partial(_laid_out, shapes, engine.size, dtype)
+        lay = backprop.shared(lay, "lay", *key)
         take = backprop.shared(functools.partial(_means, shapes, engine.size, dtype), "take", *key)
         parts = take(engine.reduce_scatter(lay(*(gradients[i] for i in chosen))))
         for i, part in zip(chosen, parts):
@@ -197,11 +198,11 @@ class Spread:
         return self._within.release(owners, gradients)
 
 
-def _own_slice(engine: Any, value: Any) -> Any:
-    flat = ops.reshape(value, (-1,))
-    size = int(flat.shape[0])
+def _own_slice(engine: Any, shape: tuple, value: Any) -> Any:
+    size = math.prod(shape)
     start, stop = own_range(size, engine.size, engine.rank)
-    return ops.pad(flat[start:stop], [[0, share(size, engine.size) - (stop - start)]])
+    part = ops.reshape(value, (size,))[start:stop]
+    return ops.pad(part, [[0, share(size, engine.size) - (stop - start)]])
 
 
 def _view(variable: keras.Variable) -> keras.Variable:
@@ -225,13 +226,14 @@ def _whole(shapes: Sequence[tuple], n_ranks: int, flat: Any) -> list:
     return [ops.reshape(flat, shape) for flat, shape in zip(flats, shapes)]
 
 
-def _laid_out(n_ranks: int, dtype: str, *gradients: Any) -> Any:
+def _laid_out(shapes: Sequence[tuple], n_ranks: int, dtype: str, *gradients: Any) -> Any:
     """Whole gradients as one flat tensor, a row of slices for each rank."""
     rows = []
-    for gradient in gradients:
-        flat = ops.cast(ops.reshape(gradient, (-1,)), _wide(dtype))
-        step = share(int(flat.shape[0]), n_ranks)
-        padded = ops.pad(flat, [[0, step * n_ranks - int(flat.shape[0])]])
+    for shape, gradient in zip(shapes, gradients, strict=True):
+        size = math.prod(shape)  # a gradient's own shape may be known only when it runs
+        step = share(size, n_ranks)
+        flat = ops.cast(ops.reshape(gradient, (size,)), _wide(dtype))
+        padded = ops.pad(flat, [[0, step * n_ranks - size]])
         rows.append(ops.reshape(padded, (n_ranks, step)))
     return ops.reshape(ops.concatenate(rows, axis=1), (-1,))
 
