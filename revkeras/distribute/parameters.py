@@ -1,15 +1,14 @@
 """Parameters of which each rank holds a slice (stage 3), gathered where they are read."""
 
-import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from revkeras import backprop
+from revkeras.distribute.gathering import gathered, scattered
 from revkeras.distribute.partition import own_range, share
 
 
@@ -93,60 +92,6 @@ def unshard(variable: ShardedVariable, initialize: Any) -> None:
     initialize(variable, whole)
 
 
-def gathered(engine: Any, variables: Sequence, shards: list, wires: Sequence[str]) -> list:
-    """The whole values of sharded variables, by one collective for each dtype.
-
-    Differentiable: the gradients of the shards are those of the whole values, averaged over
-    the ranks and cut.
-
-    Args:
-        engine: The engine that the ranks communicate by.
-        variables: The variables.
-        shards: Their slices on this rank, as tensors.
-        wires: The dtypes in which they are gathered and returned.
-    """
-
-    def run(*shards: Any) -> tuple[list, Callable]:
-        whole = gather(engine, variables, list(shards), wires)
-        return whole, lambda *gradients: scattered(engine, variables, list(gradients))
-
-    return backprop.with_gradient(run, *shards)
-
-
-def gather(engine: Any, variables: Sequence, shards: list, wires: Sequence[str]) -> list:
-    """`gathered`, not differentiable."""
-    whole: list = [None] * len(variables)
-    for wire in dict.fromkeys(wires):
-        chosen = [i for i, w in enumerate(wires) if w == wire]
-        shapes = tuple(tuple(variables[i]._shape) for i in chosen)
-        join = backprop.shared(lambda *parts, wire=wire: _joined(parts, wire), "join", wire, shapes)
-        cut = backprop.shared(functools.partial(_whole, shapes, engine.size), "cut", wire, shapes)
-        parts = cut(engine.all_gather(join(*(shards[i] for i in chosen))))
-        for i, value in zip(chosen, parts):
-            whole[i] = value
-    return whole
-
-
-def scattered(engine: Any, variables: Sequence, gradients: list) -> list:
-    """This rank's slices of the mean of whole gradients, by one collective for each dtype.
-
-    `None` where there is no gradient, which is so on all ranks.
-    """
-    slices: list = [None] * len(gradients)
-    there = [i for i, g in enumerate(gradients) if g is not None]
-    for dtype in dict.fromkeys(variables[i]._dtype for i in there):
-        chosen = [i for i in there if variables[i]._dtype == dtype]
-        shapes = tuple(tuple(variables[i]._shape) for i in chosen)
-        key = dtype, shapes
-        lay = functools.partial(_laid_out, shapes, engine.size, dtype)
-        lay = backprop.shared(lay, "lay", *key)
-        take = backprop.shared(functools.partial(_means, shapes, engine.size, dtype), "take", *key)
-        parts = take(engine.reduce_scatter(lay(*(gradients[i] for i in chosen))))
-        for i, part in zip(chosen, parts):
-            slices[i] = part
-    return slices
-
-
 def spread_out(engine: Any, variable: ShardedVariable, part: Any) -> Any:
     """This rank's slice in its place among zeros: 1-D, as long as the variable has elements."""
     size = _size(variable)
@@ -183,7 +128,7 @@ class Spread:
         shards = backprop.after(gate, [values[i] for i in chosen])
         owners = [owners[i] for i in chosen]
         wires = [self.read_in.get(id(owner), owner._dtype) for owner in owners]
-        for i, whole in zip(chosen, gather(self._engine, owners, shards, wires)):
+        for i, whole in zip(chosen, gathered(self._engine, owners, shards, wires)):
             values[i] = whole
         return values
 
@@ -211,47 +156,6 @@ def _view(variable: keras.Variable) -> keras.Variable:
     )
     view._path = variable.path
     return view
-
-
-def _joined(parts: Sequence, dtype: str) -> Any:
-    return ops.concatenate([ops.cast(part, dtype) for part in parts])
-
-
-def _whole(shapes: Sequence[tuple], n_ranks: int, flat: Any) -> list:
-    """Whole values, of all ranks' slices of them."""
-    sizes = [math.prod(shape) for shape in shapes]
-    steps = [share(size, n_ranks) for size in sizes]
-    columns = _columns(ops.reshape(flat, (n_ranks, sum(steps))), steps)
-    flats = [ops.reshape(c, (-1,))[:size] for c, size in zip(columns, sizes)]
-    return [ops.reshape(flat, shape) for flat, shape in zip(flats, shapes)]
-
-
-def _laid_out(shapes: Sequence[tuple], n_ranks: int, dtype: str, *gradients: Any) -> Any:
-    """Whole gradients as one flat tensor, a row of slices for each rank."""
-    rows = []
-    for shape, gradient in zip(shapes, gradients, strict=True):
-        size = math.prod(shape)  # a gradient's own shape may be known only when it runs
-        step = share(size, n_ranks)
-        flat = ops.cast(ops.reshape(gradient, (size,)), _wide(dtype))
-        padded = ops.pad(flat, [[0, step * n_ranks - size]])
-        rows.append(ops.reshape(padded, (n_ranks, step)))
-    return ops.reshape(ops.concatenate(rows, axis=1), (-1,))
-
-
-def _means(shapes: Sequence[tuple], n_ranks: int, dtype: str, row: Any) -> list:
-    """A rank's slices of mean gradients, of the sums in its row."""
-    steps = [share(math.prod(shape), n_ranks) for shape in shapes]
-    parts = _columns(ops.reshape(row, (1, sum(steps))), steps)
-    return [ops.cast(ops.reshape(part, (-1,)) / n_ranks, dtype) for part in parts]
-
-
-def _columns(rows: Any, steps: list[int]) -> list:
-    ends = list(itertools.accumulate(steps))[:-1]
-    return ops.split(rows, ends, axis=1) if ends else [rows]
-
-
-def _wide(dtype: str) -> str:
-    return "float64" if dtype == "float64" else "float32"
 
 
 def _size(variable: Any) -> int:
