@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from revkeras.distribute import births, slots
 from revkeras.distribute.clipping import Clipping
 from revkeras.distribute.exchange import Exchange, make_groups
 from revkeras.distribute.optimizer_state import File, OptimizerState, Owned
-from revkeras.distribute.parameters import is_sharded, raw, shard_of
+from revkeras.distribute.parameters import add_follower, is_sharded, raw, shard_of
 from revkeras.distribute.partition import own_range
 from revkeras.distribute.state import Held
 
@@ -183,9 +182,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         piece = keras.Variable(values, dtype=dtype, name=variable.name)
         piece._path = variable.path
         if is_sharded(variable):
-            # Those of an optimizer that another one took the place of are gone.
-            others = [follower for follower in variable._followers if follower() is not None]
-            variable._followers = [*others, weakref.ref(piece)]
+            add_follower(variable, piece, self._read_in.get(id(variable), variable._dtype))
         return piece
 
     def _range(self, i: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Parameters of which each rank holds a slice (stage 3), gathered where they are read."""
 
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,10 +41,9 @@ class ShardedVariable(keras.Variable):
     def _direct_assign(self, value: Any) -> None:
         value = ops.cast(value, self._dtype)
         self._shard.assign(_own_slice(self._engine, self._shape, value))
-        if backprop.is_eager():
-            for follower in self._followers:
-                if (master := follower()) is not None:
-                    master.assign(ops.cast(value, master.dtype))
+        for follower, wire in self._followers:
+            if (master := follower()) is not None:
+                follow(master, value, wire)
 
     def numpy(self) -> Any:
         return ops.convert_to_numpy(self.value)
@@ -57,6 +57,26 @@ def is_sharded(variable: Any) -> bool:
 def shard_of(variable: ShardedVariable) -> keras.Variable:
     """This rank's slice of a sharded variable, as a variable: 1-D, padded with zeros."""
     return variable._shard
+
+
+def add_follower(variable: ShardedVariable, master: keras.Variable, wire: str) -> None:
+    """Has a master follow the values that are assigned to a variable, eagerly and in graphs.
+
+    Args:
+        variable: The variable.
+        master: A variable of the same shape, held weakly.
+        wire: The dtype in which the master's value is published.
+    """
+    # Those of an optimizer that another one took the place of are gone.
+    others = [follower for follower in variable._followers if follower[0]() is not None]
+    variable._followers = [*others, (weakref.ref(master), wire)]
+
+
+def follow(master: keras.Variable, now: Any, wire: str) -> None:
+    """Has a master take its variable's value, except where that is the master's own, rounded."""
+    now = ops.cast(now, master._dtype)
+    published = ops.cast(ops.cast(master.value, wire), master._dtype)
+    master.assign(ops.where(ops.equal(now, published), master.value, now))
 
 
 def raw(variable: Any) -> Any:
@@ -79,7 +99,7 @@ def shard(variable: keras.Variable, engine: Any, initialize: Any, value: Any = N
     initialize(variable, _own_slice(engine, variable._shape, whole))
     variable._engine = engine
     variable._shard = _view(variable)
-    variable._followers = []  # weak references to what takes on values assigned outside of graphs
+    variable._followers = []
     variable.__class__ = ShardedVariable
 
 

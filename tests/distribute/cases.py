@@ -114,6 +114,22 @@ def with_penalty():
     return WithPenalty(x, stack()(revkeras.Checkpoint(block)(L.Dense(10, "tanh")(x))))
 
 
+class Clipped(keras.Sequential):
+    """Assigns its weights inside the compiled step, before the update and after it."""
+
+    def train_step(self, data):
+        for v in self.trainable_variables:
+            v.assign(0.99 * v)
+        logs = super().train_step(data)
+        for v in self.trainable_variables:
+            v.assign(keras.ops.clip(v, -0.2, 0.2))
+        return logs
+
+
+def clipped():
+    return Clipped(stack().layers)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One run.
@@ -194,6 +210,11 @@ MORE = {
     "checkpointed": Case(FOUR["adamw"], checkpointed, 3),
     "recurrent": Case(FOUR["adamw"], recurrent, 3),
     "frozen_blocks": Case(FOUR["adamw"], frozen_blocks, 3),
+    **{
+        f"clipped-{name}-3": Case(make, clipped, 3, "float64", 1e-9)
+        for name, make in {"muon": FOUR["muon"], **WHOLE}.items()
+    },
+    "clipped-bfloat16-3": Case(FOUR["muon"], clipped, 3, "mixed_bfloat16", 3e-2),
     # One in which each element of a gradient is on one rank alone, as in one process.
     "penalty": Case(lambda: opt.SGD(0.01), with_penalty, 3, "float64", 1e-9, {"shard_bytes": 1}),
     "bfloat16-2": Case(FOUR["sgd"], dense, 2, "mixed_bfloat16", 3e-2),

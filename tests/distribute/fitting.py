@@ -149,7 +149,7 @@ def compiled_again():
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     gc.collect()
     for v in model.variables:  # one follows for each model
-        assert sum(f() is not None for f in getattr(v, "_followers", ())) <= 2
+        assert sum(f() is not None for f, _ in getattr(v, "_followers", ())) <= 2
 
 
 class Counting(L.Layer):
