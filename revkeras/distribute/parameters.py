@@ -1,8 +1,9 @@
 """Parameters of which each rank holds a slice (stage 3), gathered where they are read."""
 
+import contextlib
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -110,6 +111,23 @@ def unshard(variable: ShardedVariable, initialize: Any) -> None:
     variable._value = None
     del variable._shard, variable._engine, variable._followers
     initialize(variable, whole)
+
+
+@contextlib.contextmanager
+def whole_on_rank_0(variables: Sequence, initialize: Any) -> Iterator[None]:
+    """Within it, rank 0 holds the variables' whole values; entered by all ranks together."""
+    lent = []
+    for v in filter(is_sharded, variables):
+        whole, own = v.value, v._value  # gathered by all ranks
+        if v._engine.rank == 0:
+            lent.append((v, own))
+            v.__class__, v._value = keras.Variable, None
+            initialize(v, whole)
+    try:
+        yield
+    finally:
+        for v, own in lent:
+            v.__class__, v._value = ShardedVariable, own
 
 
 def spread_out(engine: Any, variable: ShardedVariable, part: Any) -> Any:
