@@ -192,15 +192,20 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
 
     # Its state, as if it were whole.
 
-    def held(self, paths: list[str]) -> list[Held]:
-        """What this rank holds of the optimizer's state; `paths` name the model's variables."""
+    def held(self, prefix: str, names: dict[int, str]) -> list[Held]:
+        """What this rank holds of the optimizer's state.
+
+        Args:
+            prefix: What the names of all of it start with.
+            names: By the `id` of the model's variables, their names.
+        """
         inner, scaling = self._hidden.inner, []
         if self._hidden.scales:
             scaling = [
-                Held(f"loss_scale/{v.name}", tuple(v.shape), v, None, None)
+                Held(f"{prefix}loss_scale/{v.name}", tuple(v.shape), v, None, None)
                 for v in (inner.step_counter, inner.dynamic_scale)
             ]
-        return [*self._hidden.state.held(paths), *scaling]
+        return [*self._hidden.state.held(prefix, names), *scaling]
 
     def owned(self) -> dict[int, Owned]:
         """What this rank updates of the model's variables, by position."""
