@@ -10,10 +10,10 @@ from typing import Any
 import keras
 
 from revkeras import backprop
-from revkeras.distribute import membership
+from revkeras.distribute import births, membership
 from revkeras.distribute.callbacks import SameData, only_from_rank_0, refuse_unfit
 from revkeras.distribute.dataset import RowsOfRank
-from revkeras.distribute.files import saving_together
+from revkeras.distribute.files import exporting_together, saving_together
 from revkeras.distribute.metrics import LogsOfAllRanks
 from revkeras.distribute.model_optimizers import facts, in_attributes
 from revkeras.distribute.optimizer import ZeroOptimizer
@@ -84,6 +84,7 @@ def take_part(model: keras.Model, strategy: Any, prepare: Callable[[Any], None])
     model.get_metrics_result = logs.get_metrics_result
     for name in ("save", "save_weights"):
         setattr(model, name, saving_together(model, name, strategy))
+    model.export = exporting_together(model, strategy, births.KERAS_OWN)
     for name in ("fit", "evaluate", "predict"):
         setattr(model, name, _from_rank_0(getattr(type(model), name), model, strategy))
 
