@@ -155,7 +155,10 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
                 continue
             value = v.value  # which all ranks have to ask for, where it is sharded
             if i in segments:
-                hidden.pieces[i] = masters[i] = self._master(v, value, *hidden.ranges[i])
+                piece = self._master(v, value, *hidden.ranges[i])
+                if is_sharded(v):
+                    add_follower(v, piece, dtypes.get(id(v), v._dtype))
+                hidden.pieces[i] = masters[i] = piece
         self._n = len(hidden.pieces)
         # So that no rank is without a piece: all take the same steps.
         hidden.pieces[len(variables)] = keras.Variable([0.0], dtype="float32", name="nothing")
@@ -168,8 +171,6 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             values = ops.reshape(values, tuple(variable._shape))
         piece = keras.Variable(values, dtype=dtype, name=variable.name)
         piece._path = variable.path
-        if is_sharded(variable):
-            add_follower(variable, piece, dtypes.get(id(variable), variable._dtype))
         return piece
 
     def _range(self, i: int) -> tuple[int, int]:
