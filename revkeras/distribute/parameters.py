@@ -106,9 +106,9 @@ def gathered(engine: Any, variables: Sequence, shards: list, wires: Sequence[str
         wires: The dtypes in which they are gathered and returned.
     """
 
-    def run(*shards: Any) -> tuple[list, Callable]:
+    def run(*shards: Any) -> tuple[list, Callable, list]:
         whole = gather(engine, variables, list(shards), wires)
-        return whole, lambda *gradients: scattered(engine, variables, list(gradients))
+        return whole, lambda _, *gradients: scattered(engine, variables, list(gradients)), []
 
     return backprop.with_gradient(run, *shards)
 

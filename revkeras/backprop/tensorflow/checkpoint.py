@@ -42,7 +42,7 @@ def checkpoint(
             results = function(inputs, own, after(inputs, found))
         refuse_untracked(watcher.watched_variables())
 
-        def grad(*gradients):
+        def grad(kept, *gradients):
             doutputs, _ = tf.nest.pack_sequence_as(results, gradients)
 
             def differentiate(inputs, weights, state, doutputs):
@@ -51,12 +51,12 @@ def checkpoint(
                     outputs, _ = function(inputs, weights, state)
                 return pull_back(tape, outputs, doutputs, [*inputs, *weights])
 
-            inputs, weights = arguments
+            inputs, weights, state = kept
             values = fetched(weights, state, [dy for dy in doutputs if dy is not None])
             gradients = one_piece(differentiate)(inputs, *values, doutputs)
             dweights = residence.release(owners[:n_weights], gradients[n_inputs:])
             return [*gradients[:n_inputs], *dweights, *[None] * len(state)]
 
-        return results, grad
+        return results, grad, (*arguments, state)
 
     return with_gradient(run, inputs, weights, state)

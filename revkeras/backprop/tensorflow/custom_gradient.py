@@ -6,6 +6,7 @@ knows, so each model that was called in a graph stayed for ever. Here it gets to
 """
 
 import contextlib
+import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,29 +15,40 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import record
 
+from revkeras.backprop.tensorflow.bundle import bundle
 from revkeras.backprop.tensorflow.graph import kept_by_graph
 
 _numbers_of_gradients = itertools.count()
 
 
 def with_gradient(function: Callable, *arguments: Any) -> Any:
-    """Calls `function(*arguments) -> (results, gradient)`; the results have that gradient.
+    """Calls `function(*arguments) -> (results, gradient, kept)`; the results have that gradient.
 
-    `gradient(*dresults)` returns a list with one for each tensor of the arguments.
+    `gradient(kept, *dresults)` returns a list with one for each tensor of the arguments. `kept`
+    is a structure of the tensors that it reads: all of which there is one for each block.
     """
     if tf.executing_eagerly():
-        return tf.custom_gradient(function)(*arguments)
+
+        @tf.custom_gradient
+        def run(*arguments: Any) -> tuple[Any, Callable]:
+            results, gradient, kept = function(*arguments)
+            return results, functools.partial(gradient, kept)
+
+        return run(*arguments)
     arguments = tf.nest.map_structure(tf.convert_to_tensor, arguments)  # variables are read once
-    results, gradient = function(*arguments)
+    results, gradient, kept = function(*arguments)
     given, flat = tf.nest.flatten(arguments), tf.nest.flatten(results)
     n = len(flat)
+    # Saving a gradient takes TensorFlow the square of the number of tensors that it reads.
+    unbundle = bundle(kept)
 
-    def of_copies(*doutputs: Any) -> list:
-        return [*[None] * n, *gradient(*doutputs[:n])]
+    def of_copies(operation: tf.Operation | None, *doutputs: Any) -> list:
+        exported = operation is None
+        return [*[None] * n, *gradient(unbundle() if exported else kept, *doutputs[:n])]
 
     with _differentiated_by(of_copies):
         copies = tf.identity_n([*flat, *given])[:n]
-    record.record_operation("with_gradient", copies, given, gradient)
+    record.record_operation("with_gradient", copies, given, functools.partial(gradient, kept))
     return tf.nest.pack_sequence_as(results, copies)
 
 
@@ -65,8 +77,13 @@ def _differentiated_by(gradient: Callable) -> Iterator[None]:
     """The `tf.identity_n` made inside has this gradient, and no tape sees it."""
     kept_by_graph("gradients", list).append(gradient)
     name, found = f"Revkeras{next(_numbers_of_gradients)}", weakref.ref(gradient)
-    # Exports name its arguments as it does, and `_` is no name in a graph.
-    tf.RegisterGradient(name)(lambda operation, *doutputs: found()(*doutputs))
+
+    # AutoGraph, which an export uses, would take as long as all the rest.
+    @tf.RegisterGradient(name)
+    @tf.autograph.experimental.do_not_convert
+    def resolved(operation: tf.Operation | None, *doutputs: Any) -> list:
+        return found()(operation, *doutputs)
+
     graph = tf.compat.v1.get_default_graph()
     with record.stop_recording(), graph.gradient_override_map({"IdentityN": name}):
         yield

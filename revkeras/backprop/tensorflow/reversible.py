@@ -66,7 +66,8 @@ def reversible(
         refuse_untracked(watcher.watched_variables())
         results = layout.join(carry), sides, updates
 
-        def grad(*gradients):
+        def grad(kept, *gradients):
+            weights, replayed = kept
             gradients, dsides, _ = tf.nest.pack_sequence_as(results, gradients)
             # Without the wait, the executor splits (and copies) right after the forward pass.
             with tf.control_dependencies(gradients):
@@ -86,7 +87,7 @@ def reversible(
                     dweights[p] = add_gradients(dweights[p], d)
             return [*layout.join(dcarry), tf.zeros_like(token)]
 
-        return results, grad
+        return results, grad, (weights, replayed)
 
     with residence.place():
         token = stand_in(weights, dweights)
