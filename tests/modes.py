@@ -91,6 +91,21 @@ def assert_modes_agree(layer, *inputs, tolerance=2e-4, **options):
         assert_same(run_step(in_mode(layer, mode), *inputs, **options), expected, tolerance)
 
 
+def fit(model, x, y, **options):
+    """Trains a compiled model: the loss after each step, and all variables at the end."""
+    losses = []
+    note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(logs))
+    model.fit(x, y, shuffle=False, verbose=0, callbacks=[note], **options)
+    return [logs["loss"] for logs in losses], [v.numpy() for v in model.variables]
+
+
+def assert_same_training(found, expected, tolerance=1e-4):
+    """Two results of `fit` agree, step by step and at the end."""
+    np.testing.assert_allclose(found[0], expected[0], rtol=tolerance)
+    for a, b in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
 def built(layer, *inputs, graph=True, jit_compile=False, **arguments):
     layer(inputs[0] if len(inputs) == 1 else list(inputs), **arguments)
     return layer

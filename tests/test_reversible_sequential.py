@@ -8,7 +8,7 @@ from keras.src import testing
 
 import revkeras
 from tests import blocks
-from tests.modes import assert_modes_agree, in_mode, run_step
+from tests.modes import assert_modes_agree, assert_same_training, fit, in_mode, run_step
 
 L = keras.layers
 MODES = ["reversible", "checkpoint", "none"]
@@ -371,11 +371,13 @@ def test_fit_gives_the_weights_of_plain_training(mode, run_eagerly):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_subclassed_model_with_a_train_step_of_its_own():
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
+def test_a_train_step_of_its_own_trains_as_in_mode_none(mode):
     class Model(keras.Model):
-        def __init__(self):
+        def __init__(self, mode):
             super().__init__()
-            self.stack = revkeras.ReversibleSequential([blocks.dropout(4) for _ in range(2)])
+            layers = [blocks.dropout(4) for _ in range(2)]
+            self.stack = revkeras.ReversibleSequential(layers, memory_mode=mode)
 
         def call(self, x, training=None):
             return self.stack(x, training=training)
@@ -388,19 +390,27 @@ def test_subclassed_model_with_a_train_step_of_its_own():
             self.optimizer.apply(tape.gradient(loss, weights), weights)
             return {"loss": loss}
 
-    model = Model()
-    model.compile("adam", "mse")
-    losses = model.fit(normal(32, 8), normal(32, 8), epochs=3, verbose=0).history["loss"]
-    assert np.isfinite(losses).all()
+    def train(mode):
+        keras.utils.set_random_seed(0)
+        model = Model(mode)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        return fit(model, normal(32, 8), normal(32, 8) + 1, batch_size=16, epochs=2)
+
+    assert_same_training(train(mode), train("none"))
 
 
-def test_compile_options():
-    for jit_compile in "auto", True, False:
-        model = keras.Sequential(
-            [keras.Input((8,)), revkeras.ReversibleSequential([blocks.dropout(4)])]
-        )
-        model.compile("sgd", "mse", jit_compile=jit_compile, steps_per_execution=2)
-        model.fit(normal(8, 8), normal(8, 8), batch_size=2, verbose=0)
+@pytest.mark.parametrize("jit_compile", ["auto", True, False])
+def test_compile_options_change_no_training(jit_compile):
+    def train(mode, **options):
+        keras.utils.set_random_seed(0)
+        stack = revkeras.ReversibleSequential([blocks.dropout(4)], memory_mode=mode)
+        model = keras.Sequential([keras.Input((8,)), stack])
+        model.compile(keras.optimizers.SGD(0.1), "mse", steps_per_execution=2, **options)
+        return fit(model, normal(8, 8), normal(8, 8) + 1, batch_size=2)
+
+    assert_same_training(
+        train("reversible", jit_compile=jit_compile), train("none", jit_compile=False)
+    )
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

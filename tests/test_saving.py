@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 import revkeras
 from tests import blocks
@@ -106,6 +107,48 @@ def test_keras_file_in_a_fresh_process(tmp_path):
 def test_an_export_is_quiet(tmp_path, caplog):
     model("reversible").export(tmp_path / "saved", verbose=False)
     assert [r.getMessage() for r in caplog.records if "valid node name" in r.getMessage()] == []
+
+
+def exported_graph(block, depth, folder):
+    """What `model.export()` writes of a stack of such blocks."""
+    stack = revkeras.ReversibleSequential([block(4) for _ in range(depth)])
+    keras.Sequential([keras.Input((8,)), stack]).export(folder, verbose=False)
+    contents = (folder / "saved_model.pb").read_bytes()
+    return saved_model_pb2.SavedModel.FromString(contents).meta_graphs[0]
+
+
+@pytest.mark.parametrize("block", [L.Dense, blocks.batch_norm])
+def test_an_export_takes_as_much_of_each_block(block, tmp_path):
+    """TensorFlow takes the square of the tensors that a gradient reads, where it saves one."""
+    graphs = [exported_graph(block, depth, tmp_path / str(depth)) for depth in (2, 3, 4)]
+    read = [
+        sum(node.WhichOneof("kind") == "captured_tensor" for node in graph.object_graph_def.nodes)
+        for graph in graphs
+    ]
+    assert read[0] == read[1] == read[2] > 0
+    functions = [[f.node_def for f in graph.graph_def.library.function] for graph in graphs]
+    assert len(functions[0]) == len(functions[1]) == len(functions[2])
+    operations = [sum(map(len, nodes)) for nodes in functions]
+    assert operations[1] - operations[0] == operations[2] - operations[1]
+
+
+def test_an_exported_gradient_has_the_weights_of_the_forward_pass(tmp_path):
+    original = model()
+    original.export(tmp_path, verbose=False)
+    loaded = tf.saved_model.load(tmp_path)
+
+    def gradient(function, variables):
+        x = tf.constant(X)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        for variable in variables:
+            variable.assign(tf.zeros_like(variable))
+        return tape.gradient(y, x)
+
+    expected = gradient(original, [])
+    found = gradient(loaded.serve, loaded.variables)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["reversible", "checkpoint"])

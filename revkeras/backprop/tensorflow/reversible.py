@@ -70,9 +70,11 @@ def reversible(
                 steps, layout.split(detached(inputs)), *own, run_forward
             )
         refuse_untracked(watcher.watched_variables())
+        replayed = [as_tensors(x, found.uses) for x, found in zip(replayed, all_passes)]
         results = layout.join(carry), sides, updates
 
-        def grad(*gradients):
+        def grad(kept, *gradients):
+            weights, replayed = kept
             gradients, dsides, _ = tf.nest.pack_sequence_as(results, gradients)
             # Without the wait, the executor splits (and copies) right after the forward pass.
             with tf.control_dependencies([d for d in gradients if d is not None]):
@@ -80,9 +82,7 @@ def reversible(
             dweights = [None] * len(weights)
 
             def fetch(i, gate):
-                own = [weights[p] for p in steps[i].weights]
-                state = as_tensors(replayed[i], all_passes[i].uses)
-                return fetched(steps[i], own, state, gate)
+                return fetched(steps[i], [weights[p] for p in steps[i].weights], replayed[i], gate)
 
             coming = fetch(len(steps) - 1, [d for d in gradients if d is not None])
             for i in reversed(range(len(steps))):
@@ -94,7 +94,7 @@ def reversible(
                     dweights[p] = add_gradients(dweights[p], d)
             return [*_join(layout, carry, dcarry), *dweights]
 
-        return results, grad
+        return results, grad, (weights, replayed)
 
     with residence.place():
         scalars = stand_ins(weights)
