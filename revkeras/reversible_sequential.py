@@ -89,8 +89,9 @@ class ReversibleSequential(keras.layers.Layer):
             means `y - fx`.
         split_axis: Integer, the axis on which the input is split in two
             halves, or `None`: the whole input goes into both streams, and the
-            output is their mean, if the coupling says nothing else. Defaults to
-            `-1`.
+            output is their mean, if the coupling says nothing else, which has
+            no inverse. An odd size has no halves: pad it with a zero. Defaults
+            to `-1`.
         memory_mode: `"reversible"` keeps the output of the stack,
             `"checkpoint"` the input of each block, `"none"` leaves it to
             plain differentiation. The outputs and the gradients are the same.

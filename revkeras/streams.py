@@ -70,11 +70,26 @@ def stream_shape(input_shape: Any, axis: int | None) -> tuple:
         raise ValueError(
             f"ReversibleSequential splits its input in two halves on `split_axis`={axis}: "
             f"expected a known, even size there, received {shape[axis]} in an input of shape "
-            f"{tuple(shape)}. Choose another `split_axis`, or `split_axis=None` to pass the "
-            "whole input to both streams."
+            f"{tuple(shape)}. {_way_to_halves(shape, axis)}, or choose another `split_axis`. "
+            "`split_axis=None` passes the whole input to both streams; such a stack has no "
+            "inverse, since its one output does not determine them."
         )
     shape[axis] //= 2
     return tuple(shape)
+
+
+def _way_to_halves(shape: list, axis: int) -> str:
+    """What to do about a size that is not known and even."""
+    if shape[axis] is None:
+        return "Fix the size, as in `keras.Input(shape)` or `build(input_shape)`"
+    padding = [[0, 0] for _ in shape]
+    padding[axis][1] = 1
+    is_last = axis % len(shape) == len(shape) - 1
+    project = f"project the channels by `keras.layers.Dense({shape[axis] + 1})`, or " * is_last
+    return (
+        f"In front of the stack, {project}append a zero by `keras.ops.pad(inputs, {padding})`, "
+        "which is cut off again behind the inverse"
+    )
 
 
 def whole_shape(shape: tuple, layout: Layout, axis: int | None) -> tuple:
