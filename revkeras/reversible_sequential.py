@@ -90,8 +90,9 @@ class ReversibleSequential(keras.layers.Layer):
             means `y - fx`.
         split_axis: Integer, the axis on which the input is split in two
             halves, or `None`: the whole input goes into both streams, and the
-            output is their mean, if the coupling says nothing else. Defaults to
-            `-1`.
+            output is their mean, if the coupling says nothing else, which has
+            no inverse. An odd size has no halves: pad it with a zero. Defaults
+            to `-1`.
         memory_mode: `"reversible"` keeps the output of the stack,
             `"checkpoint"` the input of each block, `"none"` leaves it to
             plain differentiation. The outputs and the gradients are the same.
@@ -239,6 +240,12 @@ class ReversibleSequential(keras.layers.Layer):
                     ):
                         check_layer_inverse(call, source)
         self.input_spec = streams.input_spec(input_shape, self.split_axis)
+        layout = self._layout(input_shape)
+        whole = streams.whole_shape(plan.stream_shape, layout, self.split_axis)
+        self._output_spec, *self._latent_specs = (
+            streams.input_spec(s, self.split_axis)
+            for s in ([whole] * 2 if layout is streams.APART else whole, *plan.latents)
+        )
         self.built = True
 
     def call(
@@ -249,9 +256,12 @@ class ReversibleSequential(keras.layers.Layer):
         return_log_det: bool = False,
         **arguments: Any,
     ) -> Any:
-        tensors, layout = streams.enter(inputs, self.split_axis, self.compute_dtype, self._enter)
+        shapes = streams.shapes_of(inputs, self.input_spec)
+        tensors, layout = streams.enter(
+            inputs, shapes, self.split_axis, self.compute_dtype, self._enter
+        )
         plan = self._plan(
-            keras.tree.map_structure(lambda x: tuple(x.shape), inputs),
+            shapes,
             streams.stream_masks(inputs, mask, self.split_axis),
             training,
             arguments,
@@ -328,8 +338,14 @@ class ReversibleSequential(keras.layers.Layer):
             (outputs, latents),
         )
         masks = streams.stream_masks(outputs, mask, self.split_axis)
-        tensors, layout = streams.enter(outputs, self.split_axis, self.compute_dtype, None)
-        latents = [keras.ops.cast(x, self.compute_dtype) for x in latents]
+        shapes = streams.shapes_of(outputs, self._output_spec)
+        tensors, layout = streams.enter(outputs, shapes, self.split_axis, self.compute_dtype, None)
+        latents = [
+            keras.ops.cast(
+                streams.with_shape(x, streams.completed(x.shape, spec)), self.compute_dtype
+            )
+            for x, spec in zip(latents, self._latent_specs, strict=True)
+        ]
         n_swaps = sum(coupling.swaps for coupling in self.block_couplings)
         masks = masks[::-1] if n_swaps % 2 else masks
         plan = self._plan(self._input_shape, masks, training, arguments, return_log_det)
@@ -394,6 +410,10 @@ class ReversibleSequential(keras.layers.Layer):
     def _enter(self, x: Any) -> list:
         return self.couplings[0].enter(x, *self._start_weights)
 
+    def _layout(self, input_shape: Any) -> Layout:
+        apart = self.split_axis is None or streams.is_pair(input_shape)
+        return streams.APART if apart else streams.halves(self.split_axis)
+
     @functools.cached_property
     def _depth_limit(self) -> DepthLimit | None:
         shape = streams.stream_shape(self._input_shape, self.split_axis)
@@ -412,13 +432,12 @@ class ReversibleSequential(keras.layers.Layer):
     ) -> Plan:
         arguments = {k: value for k, value in (arguments or {}).items() if value is not None}
         check_call_arguments(self, arguments)
-        apart = self.split_axis is None or streams.is_pair(input_shape)
         with self.residence.place():  # of the variables of layers that are built here
             plan = make_plan(
                 self.layers,
                 [c.at(i, self.depth) for i, c in enumerate(self.block_couplings)],
                 streams.stream_shape(input_shape, self.split_axis),
-                streams.APART if apart else streams.halves(self.split_axis),
+                self._layout(input_shape),
                 self.split_axis,
                 dtype=self.compute_dtype,
                 masks=masks or [None, None],
@@ -473,15 +492,12 @@ class ReversibleSequential(keras.layers.Layer):
         return_log_det: bool = False,
         **arguments: Any,
     ) -> Any:
-        streams.check_inputs(inputs)
-        shapes = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
+        shapes = streams.shapes_of(inputs, self.input_spec)
         masks = streams.stream_masks(inputs, mask, self.split_axis)
         plan = self._plan(shapes, masks, training, arguments, return_log_det)
         check_required(plan.calls)
         spec = functools.partial(keras.KerasTensor, dtype=self.compute_dtype)
-        single = not isinstance(inputs, (list, tuple)) and self.split_axis is not None
-        layout = streams.halves(self.split_axis) if single else streams.APART
-        shape = streams.whole_shape(plan.stream_shape, layout, self.split_axis)
+        shape = streams.whole_shape(plan.stream_shape, self._layout(shapes), self.split_axis)
         outputs = keras.tree.map_structure(lambda x: spec(shape), inputs)
         extras = []
         for call, source in zip(plan.calls, plan.sources, strict=True):

@@ -70,11 +70,26 @@ def stream_shape(input_shape: Any, axis: int | None) -> tuple:
         raise ValueError(
             f"ReversibleSequential splits its input in two halves on `split_axis`={axis}: "
             f"expected a known, even size there, received {shape[axis]} in an input of shape "
-            f"{tuple(shape)}. Choose another `split_axis`, or `split_axis=None` to pass the "
-            "whole input to both streams."
+            f"{tuple(shape)}. {_way_to_halves(shape, axis)}, or choose another `split_axis`. "
+            "`split_axis=None` passes the whole input to both streams; such a stack has no "
+            "inverse, since its one output does not determine them."
         )
     shape[axis] //= 2
     return tuple(shape)
+
+
+def _way_to_halves(shape: list, axis: int) -> str:
+    """What to do about a size that is not known and even."""
+    if shape[axis] is None:
+        return "Fix the size, as in `keras.Input(shape)` or `build(input_shape)`"
+    padding = [[0, 0] for _ in shape]
+    padding[axis][1] = 1
+    is_last = axis % len(shape) == len(shape) - 1
+    project = f"project the channels by `keras.layers.Dense({shape[axis] + 1})`, or " * is_last
+    return (
+        f"In front of the stack, {project}append a zero by `keras.ops.pad(inputs, {padding})`, "
+        "which is cut off again behind the inverse"
+    )
 
 
 def whole_shape(shape: tuple, layout: Layout, axis: int | None) -> tuple:
@@ -93,15 +108,46 @@ def input_spec(input_shape: Any, axis: int | None) -> Any:
     return keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
 
 
+def shapes_of(inputs: Any, spec: Any) -> Any:
+    """The input's shape, or the list of its shapes.
+
+    A size that is not known statically is that of the build, if `spec`, which `input_spec` made
+    of it, fixes it.
+    """
+    check_inputs(inputs)
+    if isinstance(inputs, (list, tuple)):
+        specs = spec if isinstance(spec, list) else [None] * 2
+        return [completed(x.shape, own) for x, own in zip(inputs, specs, strict=True)]
+    return completed(inputs.shape, None if isinstance(spec, list) else spec)
+
+
+def completed(shape: Sequence, spec: keras.layers.InputSpec | None) -> tuple:
+    """A tensor's shape, with the sizes that `spec` fixes where they are not known."""
+    sizes = list(shape)
+    for axis, size in spec.axes.items() if spec else ():
+        sizes[axis] = size if sizes[axis] is None else sizes[axis]
+    return tuple(sizes)
+
+
+def with_shape(x: Any, shape: tuple) -> Any:
+    """The tensor, of the static shape `shape`."""
+    if tuple(x.shape) == shape:
+        return x
+    sizes = zip(shape, keras.ops.shape(x), strict=True)
+    return keras.ops.reshape(x, tuple(n if size is None else size for size, n in sizes))
+
+
 def enter(
-    inputs: Any, axis: int | None, dtype: str, start: Callable[[Any], list]
+    inputs: Any, shapes: Any, axis: int | None, dtype: str, start: Callable[[Any], list]
 ) -> tuple[list, Layout]:
     """The input as a list of tensors, and how that list holds the streams.
 
-    `start` makes two streams of one tensor where `axis` is `None`.
+    `shapes` are those of `shapes_of`; `start` makes two streams of one tensor where `axis`
+    is `None`.
     """
-    check_inputs(inputs)
-    tensors = [keras.ops.cast(x, dtype) for x in keras.tree.flatten(inputs)]
+    shapes = shapes if is_pair(shapes) else [shapes]
+    tensors = zip(keras.tree.flatten(inputs), shapes, strict=True)
+    tensors = [keras.ops.cast(with_shape(x, shape), dtype) for x, shape in tensors]
     if isinstance(inputs, (list, tuple)):
         return tensors, APART
     if axis is None:

@@ -1,6 +1,7 @@
 """Bad input meets a clear error at the earliest moment."""
 
 import collections
+import re
 import sys
 
 import keras
@@ -54,7 +55,7 @@ def test_arguments(arguments, message):
     ("axis", "shape", "message"),
     [
         (-1, (2, 5), "known, even size there, received 5 in an input of shape .2, 5."),
-        (1, (2, None, 4), "known, even size there, received None"),
+        (1, (2, None, 4), "known, even size there, received None.*Fix the size.*no inverse"),
         (-1, (2,), "of shape .batch, ..., channels., .* received the shape .2,."),
         (3, (2, 4, 4), "has rank 3, so an axis from 1 to 2 .*received split_axis=3"),
         (-3, (2, 4, 4), "received split_axis=-3"),
@@ -63,6 +64,37 @@ def test_arguments(arguments, message):
 def test_split_axis_and_input_shape(axis, shape, message):
     with pytest.raises(ValueError, match=message):
         ReversibleSequential(dense(), split_axis=axis).build(shape)
+
+
+@pytest.mark.parametrize("mode", ["reversible", "none"])
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (2, 5)), (-1, (2, 4, 3)), (1, (2, 3, 4))])
+def test_the_advice_on_odd_sizes_leads_to_a_stack_with_an_inverse(axis, shape, mode):
+    inputs = keras.random.normal(shape, seed=0)
+    with pytest.raises(ValueError, match="known, even size") as caught:
+        ReversibleSequential(dense(), split_axis=axis)(inputs)
+    advice = [code for code in re.findall("`(.*?)`", str(caught.value)) if "keras." in code]
+    assert len(advice) == 1 + (axis == -1)
+    for code in advice:
+        found = eval(code, {"keras": keras, "inputs": inputs})  # noqa: S307 - of our own message
+        whole = found(inputs) if callable(found) else found
+        blocks = [L.Dense(whole.shape[-1] // (2 if axis == -1 else 1)) for _ in range(3)]
+        stack = ReversibleSequential(blocks, split_axis=axis, memory_mode=mode)
+        back = stack.inverse(stack(whole))
+        np.testing.assert_allclose(back, whole, atol=1e-5)
+        if not callable(found):  # nothing but a zero was appended
+            cut = keras.ops.take(back, range(shape[axis]), axis=axis)
+            np.testing.assert_allclose(cut, inputs, atol=1e-5)
+
+
+def test_the_padding_for_odd_sizes_stands_in_a_model_that_trains():
+    inputs = keras.Input((5,))
+    stack = ReversibleSequential([L.Dense(3), L.Dense(3)])
+    outputs = stack(keras.ops.pad(inputs, [[0, 0], [0, 1]]))
+    model = keras.Model(inputs, [outputs, stack.as_inverse()(outputs)[:, :5]])
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).standard_normal((4, 5)).astype("float32")
+    model.fit(x, [ones(4, 6), x], verbose=0)
+    np.testing.assert_allclose(model(x)[1], x, atol=1e-5)
 
 
 def test_block_that_changes_the_shape():

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from revkeras.streams import completed
+
 
 def check_seed(seed: Any) -> None:
     """Raises unless `seed` is an integer or `None`."""
@@ -59,7 +61,7 @@ class Invertible(keras.layers.Layer):
         )
 
     def _channels(self, input_shape: Any, even: bool = False) -> int:
-        shape = tuple(input_shape)
+        shape = completed(input_shape, self.input_spec)
         if len(shape) < 2 or not isinstance(shape[-1], int):
             raise ValueError(
                 f"{self._title()} expected inputs of shape (batch, ..., channels), the number of "
