@@ -17,6 +17,11 @@ def required_arguments(layer: keras.layers.Layer) -> set[str]:
     return {p.name for p in _parameters(layer) if p.default is inspect.Parameter.empty}
 
 
+def takes_further_shapes(layer: keras.layers.Layer) -> bool:
+    """Whether `build()` takes the shapes of such arguments too."""
+    return len(inspect.signature(layer.build).parameters) > 1
+
+
 def merged_signature(own: inspect.Signature, layers: list) -> inspect.Signature:
     """The signature `own`, which ends in `**kwargs`, with all arguments of the layers named."""
     *fixed, rest = own.parameters.values()

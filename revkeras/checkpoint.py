@@ -40,7 +40,8 @@ def call_checkpointed(
         outputs, losses, updates = function(weights, state[:n_state], *args, **kwargs)
         return packing.pack((outputs, losses)), updates
 
-    weights, state = residence.read(function.trainable), residence.read(function.state)
+    read_state = residence.read if training else backprop.read_late(residence.read)
+    weights, state = residence.read(function.trainable), read_state(function.state)
     owners = [*function.trainable, *function.state, *others]
     # As of a stack's step; eagerly nothing is traced.
     proven = (

@@ -8,20 +8,23 @@ and `WithMask` do what `mask_of` and `attach_mask` do with tensors.
 from typing import Any
 
 import keras
+from keras.src.backend import get_keras_mask, set_keras_mask
 
 
 def mask_of(x: Any) -> Any:
     """The mask that a Keras layer has left on a tensor, or `None`."""
-    return getattr(x, "_keras_mask", None)
+    return get_keras_mask(x)
 
 
 def attach_mask(x: Any, mask: Any) -> Any:
-    """`x`, with `mask` where Keras layers look for it."""
-    if isinstance(x, keras.KerasTensor) and mask is not None:
+    """A copy of `x`, with `mask` where Keras layers look for it; `x` if there is no mask."""
+    if mask is None:
+        return x
+    if isinstance(x, keras.KerasTensor):
         return WithMask()([x, mask])
-    if mask is not None:
-        x._keras_mask = mask
-    return x
+    copy = keras.ops.copy(x)  # `x` may be the caller's own
+    set_keras_mask(copy, mask)
+    return copy
 
 
 @keras.saving.register_keras_serializable("revkeras")

@@ -1,6 +1,10 @@
 """How a stack's steps run, and what is kept of them for the gradient."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from revkeras import backprop
 from revkeras.step import Layout, Step, run_step, run_steps
@@ -42,3 +46,30 @@ def _plainly(
 
 
 MEMORY_MODES = {"reversible": backprop.reversible, "checkpoint": _checkpointed, "none": _plainly}
+
+# What stacks run in instead of their own modes, in this thread.
+_instead = contextvars.ContextVar("instead", default=types.MappingProxyType({}))
+
+
+def check_memory_mode(memory_mode: Any) -> None:
+    """Raises unless it is the name of a memory mode."""
+    if not isinstance(memory_mode, str) or memory_mode not in MEMORY_MODES:
+        raise ValueError(
+            f"Invalid value for argument `memory_mode`: expected one of {list(MEMORY_MODES)}, "
+            f"received memory_mode={memory_mode!r}."
+        )
+
+
+def mode_of(stack: Any) -> str | Callable:
+    """The memory mode that a stack runs in, or a function as those in `MEMORY_MODES`."""
+    return _instead.get().get(stack, stack.memory_mode)
+
+
+@contextlib.contextmanager
+def run_in(modes: Mapping[Any, str | Callable]) -> Iterator[None]:
+    """Inside, in this thread, these stacks run in other modes than their own."""
+    token = _instead.set({**_instead.get(), **modes})
+    try:
+        yield
+    finally:
+        _instead.reset(token)

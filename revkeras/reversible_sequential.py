@@ -9,14 +9,21 @@ import keras
 
 from revkeras import backprop, couplings, streams
 from revkeras.block_call import BlockCall
-from revkeras.call_arguments import argument_names, merged_signature, required_arguments
+from revkeras.call_arguments import (
+    argument_names,
+    merged_signature,
+    required_arguments,
+    takes_further_shapes,
+)
 from revkeras.carry import lift, log_det_dtype, lower
+from revkeras.couplings.depth import DepthLimit
 from revkeras.debugging import checks_enabled
 from revkeras.inverse import Inverse
 from revkeras.invertible_call import InvertibleCall, is_invertible
-from revkeras.memory_modes import MEMORY_MODES
+from revkeras.memory_modes import MEMORY_MODES, check_memory_mode, mode_of
 from revkeras.operands import Operands
 from revkeras.plan import Plan, make_plan
+from revkeras.shared_layers import deserialize_layers, serialize_layers
 from revkeras.stack_checks import (
     check_call_arguments,
     check_determined,
@@ -28,6 +35,8 @@ from revkeras.stack_checks import (
     check_on_host,
     check_required,
     check_start,
+    find_depth_limit,
+    noted,
     separate_latents,
     stream_dtype,
     warn_of_depth,
@@ -86,9 +95,12 @@ class ReversibleSequential(keras.layers.Layer):
         memory_mode: `"reversible"` keeps the output of the stack,
             `"checkpoint"` the input of each block, `"none"` leaves it to
             plain differentiation. The outputs and the gradients are the same.
-            Defaults to `"reversible"`.
-        check_inverse: Boolean, whether to try each coupling once on small
-            random values when the layer is built. Defaults to `True`.
+            May be assigned later, for what is traced from then on: `compile()` the
+            model again. Defaults to `"reversible"`.
+        check_inverse: Boolean, whether to try the couplings on small random
+            values when the layer is built: whether each undoes itself, and whether
+            all blocks in turn keep enough digits to train with; if not, the layer
+            warns. Defaults to `True`.
         coupling: In the place of the two functions: `"additive"`, `"affine"`,
             `"leapfrog"`, `"momentum"`, an instance of a
             `revkeras.couplings.Coupling`, or a list of them that cycles over
@@ -160,29 +172,20 @@ class ReversibleSequential(keras.layers.Layer):
     ):
         check_layers(layers)
         split_axis = streams.check_split_axis(split_axis)
-        if memory_mode not in MEMORY_MODES:
-            raise ValueError(
-                f"Invalid value for argument `memory_mode`: expected one of {list(MEMORY_MODES)}, "
-                f"received memory_mode={memory_mode!r}."
-            )
         resolved = couplings.resolve(coupling, coupling_forward, coupling_inverse)
         check_exact(resolved, layers)
         check_jit_compile(jit_compile, resolved)
         check_start(resolved, split_axis)
-        check_offload(offload, memory_mode)
         # No autocast: it would round the blocks' float32 weights on their way to the engine.
         super().__init__(dtype=stream_dtype(dtype), autocast=False, **kwargs)
         self.layers = list(layers)
         self.split_axis = split_axis
-        self.memory_mode = memory_mode
         self.check_inverse = check_inverse
         self.jit_compile = jit_compile
         self.offload = offload
+        self.memory_mode = memory_mode
         self.residence = backprop.residence(offload)  # sharded training gives it another
         self.supports_masking = True
-        # Keras's whole-model compile is one program, in which XLA merges the recomputation
-        # with the forward pass and puts off weight gradients: memory grows with depth again.
-        self.supports_jit = memory_mode == "none"
         self.couplings = resolved
         if resolved[0].exact:
             # Keras merges metrics of one name, and a second stack's would hide the first's.
@@ -196,20 +199,35 @@ class ReversibleSequential(keras.layers.Layer):
         self._argument_specs: dict[str, Any] = {}
         self._start_weights: list[keras.Variable] = []
 
+    @property
+    def memory_mode(self) -> str:
+        return self._memory_mode
+
+    @memory_mode.setter
+    def memory_mode(self, memory_mode: str) -> None:
+        check_memory_mode(memory_mode)
+        check_offload(self.offload, memory_mode)
+        self._memory_mode = memory_mode
+        # Keras's whole-model compile is one program, in which XLA merges the recomputation
+        # with the forward pass and puts off weight gradients: memory grows with depth again.
+        self.supports_jit = memory_mode == "none"
+        if self.built and memory_mode == "reversible":
+            warn_of_depth(self)
+
     def build(self, input_shape: Any) -> None:
         shape = streams.stream_shape(input_shape, self.split_axis)
         if self.check_inverse:
             with backprop.eager_scope():
                 for coupling in self.couplings[: self.depth]:
                     couplings.check_coupling(coupling, shape, self.compute_dtype)
-        if self.memory_mode == "reversible":
-            warn_of_depth(self)
         self.takes_pair = streams.is_pair(input_shape)
+        self._input_shape = input_shape
+        if self.memory_mode == "reversible":
+            warn_of_depth(self, self._depth_limit)
         start = self.couplings[0].start_shape(shape)
         if start and not self.takes_pair:
             self._start_weights = [self.add_weight(start, "zeros", name="start")]
-        self._input_shape = input_shape
-        plan = self._plan(input_shape)
+        plan = self._plan(input_shape, build=self._try_to_build_block)
         self._n_latents = len(plan.latents)
         if self.offload:
             check_on_host(self.layers)
@@ -242,7 +260,7 @@ class ReversibleSequential(keras.layers.Layer):
         check_required(plan.calls)
         placed = self.couplings[0].at(0, self.depth)
         carry, carried = lift(placed, layout, tensors, return_log_det)
-        if self.memory_mode == "none":
+        if mode_of(self) == "none":
             carry, extras = carried.split(carry), []
             for call in plan.calls:
                 carry, more = call.plain(carry)
@@ -251,7 +269,7 @@ class ReversibleSequential(keras.layers.Layer):
         else:
             weights, state = Operands(), Operands()
             steps = [call.step(weights, state) for call in plan.calls]
-            carry, extras = self._run_steps(steps, carried, carry, weights, state)
+            carry, extras = self._run_steps(steps, carried, carry, weights, state, training)
         tensors, beside, saturated = lower(
             placed, layout, carry, return_log_det, self.compute_dtype
         )
@@ -303,7 +321,7 @@ class ReversibleSequential(keras.layers.Layer):
         """
         check_determined(self, training)
         if self.memory_mode != "reversible":
-            warn_of_depth(self)
+            warn_of_depth(self, self._depth_limit)
         outputs, latents = separate_latents(self, outputs, self._n_latents)
         outputs, latents = keras.tree.map_structure(
             lambda x: x if keras.ops.is_tensor(x) else keras.ops.convert_to_tensor(x),
@@ -321,7 +339,8 @@ class ReversibleSequential(keras.layers.Layer):
             self.saturated.update_state(carry[2 + return_log_det])
         weights, state = Operands(), Operands()
         steps = [call.inverse_step(weights, state) for call in reversed(plan.calls)]
-        carry, _ = self._run_steps(steps, carried, [*carry, *latents], weights, state, False)
+        carry = [*carry, *latents]
+        carry, _ = self._run_steps(steps, carried, carry, weights, state, training, lasting=False)
         tensors, log_det, _ = lower(placed, layout, carry, return_log_det, self.compute_dtype)
         inputs = streams.leave(tensors, outputs, None)
         return (inputs, *log_det) if return_log_det else inputs
@@ -343,15 +362,19 @@ class ReversibleSequential(keras.layers.Layer):
         tensors: list,
         weights: Operands,
         state: Operands,
+        training: bool | None,
         lasting: bool = True,
     ) -> tuple[list, list]:
         """Runs the steps in the memory mode: `(tensors, extras)`."""
-        run = MEMORY_MODES.get(self.memory_mode, self.memory_mode)  # or one of `revkeras.checks`
+        mode = mode_of(self)
+        run = MEMORY_MODES.get(mode, mode)
         read = backprop.snapshot
         if run is backprop.reversible:
             run, read = functools.partial(run, residence=self.residence), self.residence.read
+        is_late = not training and mode in ("reversible", "checkpoint")
+        read_state = backprop.read_late(read) if is_late else read
         with self.residence.place():
-            values = weights.values(read), state.values(read)
+            values = weights.values(read), state.values(read_state)
         tensors, sides, updates = run(steps, layout, tensors, *values)
         extras, losses = [], []
         for step, side in zip(steps, sides, strict=True):
@@ -371,6 +394,12 @@ class ReversibleSequential(keras.layers.Layer):
     def _enter(self, x: Any) -> list:
         return self.couplings[0].enter(x, *self._start_weights)
 
+    @functools.cached_property
+    def _depth_limit(self) -> DepthLimit | None:
+        shape = streams.stream_shape(self._input_shape, self.split_axis)
+        single = self.split_axis is None and not self.takes_pair
+        return find_depth_limit(self, shape, self.couplings[0].enter if single else None)
+
     def _plan(
         self,
         input_shape: Any,
@@ -378,6 +407,8 @@ class ReversibleSequential(keras.layers.Layer):
         training: bool | None = None,
         arguments: dict | None = None,
         log_det: bool = False,
+        *,
+        build: Callable | None = None,
     ) -> Plan:
         arguments = {k: value for k, value in (arguments or {}).items() if value is not None}
         check_call_arguments(self, arguments)
@@ -395,7 +426,7 @@ class ReversibleSequential(keras.layers.Layer):
                 arguments=arguments,
                 log_det=log_det,
                 jit_compile=self._jit_compiles(),
-                build=self._build_block,
+                build=build or self._build_block,
             )
         if plan.latents and self.couplings[0].exact:
             raise ValueError(
@@ -411,13 +442,19 @@ class ReversibleSequential(keras.layers.Layer):
             return
         specs = spec_of(call.arguments)
         self._argument_specs.update(specs)
-        try:
+        with noted(f"{call.name} of ReversibleSequential '{self.name}' failed when it was built."):
             outputs = call.layer(stream, **specs)
-        except Exception:
-            if argument_names(call.layer) - {"mask"} - set(call.arguments):
-                return  # it may miss an argument that only a later call brings
-            raise
         call.separate(outputs, stream)
+
+    def _try_to_build_block(self, call: BlockCall, stream: keras.KerasTensor) -> None:
+        """Leaves a block whose `call()` fails without all its arguments to the stack's calls."""
+        try:
+            self._build_block(call, stream)
+        except Exception:
+            missing = argument_names(call.layer) - {"mask"} - set(call.arguments)
+            reached = call.layer.built or takes_further_shapes(call.layer)
+            if not (missing and reached):
+                raise
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         # One that need not fit what a layer made of the shape is dropped.
@@ -474,13 +511,15 @@ class ReversibleSequential(keras.layers.Layer):
             else keras.KerasTensor(spec["shape"], dtype=spec["dtype"])
             for name, spec in config.get("arguments", {}).items()
         }
-        self._plan(config["input_shape"], arguments=arguments)
+        self._plan(config["input_shape"], arguments=arguments, build=self._try_to_build_block)
 
     def get_config(self) -> dict:
         unique = list({id(layer): layer for layer in self.layers}.values())
+        layers, shared_layers = serialize_layers(unique, f"ReversibleSequential '{self.name}'")
         return {
             **super().get_config(),
-            "layers": [keras.saving.serialize_keras_object(layer) for layer in unique],
+            "layers": layers,
+            "shared_layers": shared_layers,
             "order": [next(i for i, u in enumerate(unique) if u is x) for x in self.layers],
             "coupling": [keras.saving.serialize_keras_object(c) for c in self.couplings],
             "split_axis": self.split_axis,
@@ -496,10 +535,9 @@ class ReversibleSequential(keras.layers.Layer):
     ) -> "ReversibleSequential":
         config = dict(config)
         with backprop.place(config["offload"]):
-            unique = [
-                keras.saving.deserialize_keras_object(layer, custom_objects)
-                for layer in config.pop("layers")
-            ]
+            unique = deserialize_layers(
+                config.pop("layers"), config.pop("shared_layers", ()), custom_objects
+            )
         config["coupling"] = [
             keras.saving.deserialize_keras_object(c, custom_objects) for c in config["coupling"]
         ]

@@ -1,7 +1,8 @@
 """Is what a user gave a stack what it can take?"""
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ from revkeras.block_call import BlockCall
 from revkeras.call_arguments import argument_names, required_arguments
 from revkeras.couplings import Coupling
 from revkeras.couplings.check import to_float64
+from revkeras.couplings.depth import DepthLimit, known_limit, tried_limit
 from revkeras.invertible_call import InvertibleCall, invert, is_invertible
 
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
@@ -114,19 +116,29 @@ def check_on_host(layers: Sequence[keras.layers.Layer]) -> None:
             )
 
 
-def warn_of_depth(stack: Any) -> None:
+def find_depth_limit(
+    stack: Any, shape: tuple, start: Callable[[Any], list] | None
+) -> DepthLimit | None:
+    """The limit that a stack on streams of `shape` has passed, or `None`."""
+    couplings, dtype = stack.block_couplings, stack.compute_dtype
+    known = known_limit(couplings, dtype)
+    if known or not stack.check_inverse or any(c.exact for c in couplings):
+        return known
+    with backprop.eager_scope():
+        return tried_limit(couplings, shape, dtype, start)
+
+
+def warn_of_depth(stack: Any, limit: DepthLimit | None) -> None:
     """Warns if couplings lose too many digits for the number of blocks."""
-    limits = [(c, c.depth_limit(stack.compute_dtype)) for c in stack.block_couplings]
-    limits = [(c, limit) for c, limit in limits if limit is not None]
-    used = sum(1 / limit for _, limit in limits)
-    if used > 1 + 1e-9:
-        losing = {type(c).__name__ for c, _ in limits}
+    if limit is not None:
+        names = dict.fromkeys(c.describe()[0] for c in limit.couplings)
         warnings.warn(
-            f"{', '.join(sorted(losing))} loses digits in each block that it rebuilds: in "
-            f"{stack.compute_dtype} it holds up to about {int(stack.depth / used + 1e-6)} blocks, "
-            f"and ReversibleSequential '{stack.name}' has {stack.depth} with it, so what is "
-            "rebuilt will be wrong, and gradients with it. Use fewer blocks, exact=True, "
-            "dtype='float64', or memory_mode='checkpoint'.",
+            f"{' or '.join(names)} loses digits in each block that it rebuilds: in "
+            f"{stack.compute_dtype} it holds up to about {limit.blocks} blocks, and "
+            f"ReversibleSequential '{stack.name}' has {stack.depth} with it, so what is rebuilt "
+            "will be wrong, and gradients with it. Use fewer blocks, an exact coupling such as "
+            "`revkeras.couplings.Additive(exact=True)`, dtype='float64', or "
+            "memory_mode='checkpoint'.",
             stacklevel=4,
         )
 
@@ -184,6 +196,17 @@ def check_call_arguments(stack: Any, arguments: dict) -> None:
             "which the `call()` of none of its blocks takes. The blocks take: "
             f"{sorted(set().union(*names) - {'mask'})}."
         )
+
+
+@contextlib.contextmanager
+def noted(note: str) -> Iterator[None]:
+    """Adds a note to an exception that is raised inside, where Python has notes."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "add_note"):  # from Python 3.11 on
+            error.add_note(note)
+        raise
 
 
 def check_required(calls: list) -> None:

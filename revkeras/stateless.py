@@ -1,5 +1,6 @@
 """A Keras layer as a pure function of its arguments and its variables' values."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 import keras
 
 from revkeras import backprop
+from revkeras.attributes import AsFirstCalled
 from revkeras.masks import attach_mask, mask_of
 
 
@@ -20,12 +22,14 @@ class StatelessLayer:
         training: `training` for the layer and everything inside it.
         trainable: The variables that gradients are taken for.
         state: All its other variables: statistics, seeds, frozen weights.
+        as_first_called: Gives the layer the Python attributes that it had in the first run.
     """
 
     layer: keras.layers.Layer
     training: bool | None
     trainable: tuple[keras.Variable, ...]
     state: tuple[keras.Variable, ...]
+    as_first_called: Callable[[], contextlib.AbstractContextManager]
 
     @classmethod
     def of(cls, layer: keras.layers.Layer, training: bool | None) -> "StatelessLayer":
@@ -35,7 +39,13 @@ class StatelessLayer:
             if getattr(inner, "stateful", False):  # Keras does not track the states of an RNN
                 state.extend(keras.tree.flatten(getattr(inner, "states", None) or []))
         unique = {id(v): v for v in state}
-        return cls(layer, training, tuple(layer.trainable_variables), tuple(unique.values()))
+        return cls(
+            layer,
+            training,
+            tuple(layer.trainable_variables),
+            tuple(unique.values()),
+            AsFirstCalled(layer) if backprop.may_be_replayed() else contextlib.nullcontext,
+        )
 
     def __call__(self, weights: list, state: list, *args: Any, **kwargs: Any) -> tuple:
         """Calls the layer: `(outputs, losses, updates)`, see `run`."""
@@ -53,7 +63,8 @@ class StatelessLayer:
         mapping = list(zip(variables, (*weights, *state), strict=True))
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(v) for v in variables]
-            outputs = function()
+            with self.as_first_called():
+                outputs = function()
         after = [scope.get_current_value(v) for v in variables]
         changed = [a is not b for a, b in zip(after, before, strict=True)]
         n = len(self.trainable)

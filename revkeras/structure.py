@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 # What Keras notes about a layer or a variable, and what decides its values alone.
-_BOOKKEEPING = {
+BOOKKEEPING = {
     "_auto_config",
     "_build_shapes_dict",
     "_called",
@@ -135,7 +135,7 @@ class _Walk:
         if isinstance(x, keras.Variable):
             self.found.extend((tuple(x.shape), x.dtype))
         for name, value in vars(x).items():
-            if name not in _BOOKKEEPING and not name.startswith("_self_"):
+            if name not in BOOKKEEPING and not name.startswith("_self_"):
                 self.found.append(name)
                 self.visit(value)
         self.found.append(None)

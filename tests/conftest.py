@@ -5,8 +5,12 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import hypothesis  # noqa: E402
 import keras  # noqa: E402
 import pytest  # noqa: E402
+
+# `pytest --hypothesis-profile=thorough` draws many more cases.
+hypothesis.settings.register_profile("thorough", max_examples=10_000)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Bad input meets a clear error at the earliest moment."""
 
 import collections
+import sys
 
 import keras
 import numpy as np
@@ -265,3 +266,74 @@ def test_block_that_misses_an_argument():
     layer = ReversibleSequential([L.MultiHeadAttention(2, 4)])
     with pytest.raises(TypeError, match="Block 0 .*MultiHeadAttention.*takes .'value'.*keyword"):
         layer(np.ones((2, 6, 8), "float32"))
+
+
+class Broken(L.Layer):
+    """Has an error in `build()` or in `call()`, whatever it is given."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+
+    def build(self, shape):
+        if self.place == "build":
+            raise KeyError("a misspelled name")
+
+    def call(self, x, context=None):
+        if self.place == "call":
+            raise KeyError("a misspelled name")
+        return x if context is None else x * context
+
+
+class Contextual(L.Layer):
+    """Needs an argument that has a default."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight((shape[-1],))
+
+    def call(self, x, context=None):
+        if context is None:
+            raise LookupError("no context came")
+        return x * self.kernel * context
+
+
+class ContextualShape(Contextual):
+    """Needs its shape too."""
+
+    def build(self, x_shape, context_shape):
+        self.kernel = self.add_weight((context_shape[-1],))
+
+
+@pytest.mark.parametrize("place", ["build", "call"])
+@pytest.mark.parametrize("arguments", [{}, {"context": 2.0}])
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])
+def test_the_error_of_a_block_with_an_optional_argument_is_seen(place, arguments, mode):
+    layer = ReversibleSequential([L.Dense(2), Broken(place)], memory_mode=mode)
+    with pytest.raises(KeyError, match="a misspelled name"):
+        layer(ones(2, 4), **arguments)
+    with pytest.raises(KeyError, match="a misspelled name"):
+        layer(keras.Input((4,)), **arguments)
+
+
+def test_the_error_of_a_block_that_misses_nothing_is_seen_when_the_stack_is_built():
+    class Plain(Broken):
+        def call(self, x):
+            return super().call(x)
+
+    for block in Broken("build"), Plain("build"), Plain("call"):
+        with pytest.raises(KeyError, match="a misspelled name") as caught:
+            ReversibleSequential([L.Dense(2), block], name="stack").build((None, 4))
+        if sys.version_info >= (3, 11):
+            *_, note = caught.value.__notes__
+            assert f"Block 1 ('{block.name}', of type {type(block).__name__}) of Rev" in note
+
+
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])
+@pytest.mark.parametrize("block", [Contextual, ContextualShape])
+def test_a_block_that_asks_for_its_optional_argument_gets_it_from_the_call(block, mode):
+    layer = ReversibleSequential([L.Dense(2), block()], memory_mode=mode)
+    layer.build((None, 4))
+    with pytest.raises((LookupError, TypeError), match="no context came|context_shape"):
+        layer(ones(2, 4))
+    assert layer(ones(2, 4), context=ones(2, 2)).shape == (2, 4)
+    assert len(layer.trainable_weights) == 3

@@ -139,7 +139,9 @@ def test_variable_as_an_argument(run_eagerly):
 
 def test_what_cannot_be_replayed_is_refused():
     layer = Checkpoint(L.Lambda(lambda x: x * tf.random.normal((6, 4)), name="noisy"))
-    with pytest.raises(ValueError, match="Layer 'noisy' .*draws random numbers .*`keras.random`"):
+    with pytest.raises(
+        ValueError, match="Layer 'noisy' .*runs TensorFlow's RandomStand.*`keras.random`"
+    ):
         tf.function(layer)(normal(6, 4), training=True)
     tf.function(layer)(normal(6, 4), training=False)  # nothing is replayed
 

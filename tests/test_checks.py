@@ -9,9 +9,18 @@ import pytest
 import tensorflow as tf
 
 import revkeras
-from revkeras import ReconstructionMonitor, ReversibleSequential, check_inverse, gradient_drift
+from revkeras import (
+    ReconstructionMonitor,
+    ReversibleSequential,
+    check_inverse,
+    gradient_drift,
+    to_momentum_net,
+    to_reversible,
+)
 from revkeras.couplings import Additive, Momentum, Pair
 from tests.blocks import KINDS, shape
+from tests.convert.models import BUILDERS as CONVERTED
+from tests.convert.models import DATA as CONVERTED_DATA
 from tests.modes import in_mode
 
 L = keras.layers
@@ -48,6 +57,18 @@ class Wrong(Additive):
 
     def inverse(self, y, fx):
         return y - 0.9 * fx
+
+
+class Idle(L.Layer):
+    """Holds a stack and does not call it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack = stack()
+        self.stack.build((None, 8))
+
+    def call(self, x):
+        return x
 
 
 class Scaled(L.Layer):
@@ -384,18 +405,8 @@ class TestGradientDrift:
         with pytest.raises(ValueError, match="`loss`: expected a function .* loss='mse'"):
             gradient_drift(stack(), normal(2, 8), loss="mse")
 
-        class Idle(L.Layer):
-            def __init__(self):
-                super().__init__()
-                self.stack = stack()
-
-            def call(self, x):
-                return x
-
-        idle = Idle()
-        idle.stack.build((None, 8))
         with pytest.raises(ValueError, match="called none of those that it holds"):
-            gradient_drift(idle, normal(2, 8))
+            gradient_drift(Idle(), normal(2, 8))
 
 
 def fit(model, monitor, epochs=1, steps=4, **options):
@@ -536,5 +547,43 @@ class TestReconstructionMonitor:
             ReconstructionMonitor(**{"batch": normal(2, 8), **arguments})
 
     def test_a_model_without_a_stack(self):
-        with pytest.raises(ValueError, match="`model`: expected a ReversibleSequential, or a"):
+        message = "nothing to measure in model '.*': expected a ReversibleSequential, or a model"
+        with pytest.raises(ValueError, match=message):
             fit(model_of(L.Dense(8)), ReconstructionMonitor(normal(2, 8)))
+
+    def test_a_model_whose_call_runs_no_stack(self):
+        with pytest.raises(ValueError, match="called none of its stacks on the `batch`"):
+            fit(model_of(L.Dense(8), Idle()), ReconstructionMonitor(normal(2, 8), every=1))
+
+    @pytest.mark.parametrize("kind", CONVERTED)
+    @pytest.mark.parametrize("blocks", [3, 6])  # six are too many for anything but exact couplings
+    def test_a_converted_model(self, kind, blocks):
+        x = CONVERTED_DATA[kind]
+        model = to_momentum_net(CONVERTED[kind](blocks), beta=0.1)
+        model.compile(keras.optimizers.SGD(0.01), "mse", run_eagerly=True)
+        (run,) = model.momentum_runs
+        assert run.stack.couplings[0].exact == (run.stack.depth > 4)
+        y, monitor = np.zeros(model(x).shape), ReconstructionMonitor(x, every=1)
+        (error,) = model.fit(x, y, verbose=0, callbacks=[monitor]).history["reconstruction_error"]
+        assert error == 0 if run.stack.couplings[0].exact else 0 < error < 1e-3
+
+    def test_a_converted_model_whose_rebuild_goes_wrong(self):
+        model = to_momentum_net(CONVERTED["sequential"](3), beta=0.5)
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        blow_up(model.layers[1].dense, 1e6)
+        blow_up(model.layers[1].norm, 1e6)
+        x = CONVERTED_DATA["sequential"]
+        with pytest.warns(UserWarning, match="'block_1_.*rebuilds its input"):
+            model.fit(x, np.zeros((6, 3)), verbose=0, callbacks=[ReconstructionMonitor(x, every=1)])
+
+    def test_a_converted_model_that_keeps_its_inputs(self):
+        model = to_momentum_net(CONVERTED["sequential"](3), beta=0.0)
+        model.compile("sgd", "mse")
+        x = CONVERTED_DATA["sequential"]
+        with pytest.raises(ValueError, match="`beta` that is large enough to rebuild inputs"):
+            model.fit(x, np.zeros((6, 3)), verbose=0, callbacks=[ReconstructionMonitor(x)])
+
+    def test_a_model_made_reversible(self):
+        plain = keras.Sequential([L.Dense(8, activation="tanh") for _ in range(4)])
+        history = fit(model_of(to_reversible(plain)), ReconstructionMonitor(normal(2, 8), 1))
+        assert 0 <= history["reconstruction_error"][0] < 1e-5

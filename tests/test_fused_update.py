@@ -82,6 +82,75 @@ def test_same_weights(name):
     assert_same_weights(weights_after(model_of(), FusedUpdate(OPTIMIZERS[name]())), expected)
 
 
+class Nested(optimizers.SGD):
+    """Updates inside a condition, a loop or a function, where a plain optimizer does not."""
+
+    def __init__(self, kind, learning_rate=0.1, **options):
+        super().__init__(learning_rate, **options)
+        self.kind = kind
+
+    def update_step(self, gradient, variable, learning_rate):
+        def update():
+            super(Nested, self).update_step(gradient, variable, learning_rate)
+
+        def update_and_count(i=0):
+            update()
+            return i + 1
+
+        small = tf.reduce_sum(gradient**2) < 1e-3
+        if self.kind == "condition":
+            keras.ops.cond(small, lambda: None, update)
+        elif self.kind == "switch":
+            tf.switch_case(tf.cast(small, tf.int32), [update_and_count, lambda: 0])
+        elif self.kind == "loop":
+            tf.while_loop(lambda i: i < 2, update_and_count, [0])
+        elif self.kind == "function":
+            tf.function(update, autograph=False)()
+        else:
+            update()
+
+
+def operations_before(tensor):
+    """The operations of its graph that have ended when a tensor is there."""
+    found, left = set(), [tensor.op]
+    while left:
+        operation = left.pop()
+        if operation not in found:
+            found.add(operation)
+            left += [*operation.control_inputs, *(x.op for x in operation.inputs)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_of_update"),
+    [
+        ("plain", "AssignSubVariableOp"),
+        ("condition", "If"),
+        ("switch", "Case"),
+        ("loop", "While"),
+        ("function", "StatefulPartitionedCall"),
+    ],
+)
+def test_backward_pass_waits_for_updates_wherever_they_are(kind, type_of_update):
+    expected = weights_after(model_of(), Nested(kind))
+    model, optimizer = model_of(), FusedUpdate(Nested(kind))
+    assert_same_weights(weights_after(model, optimizer), expected)
+    stack = model.layers[1]
+
+    @tf.function
+    def gradient_at_the_input(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = optimizer.scale_loss(tf.reduce_sum(stack(x) ** 2))
+        return tape.gradient(loss, x)
+
+    graph = gradient_at_the_input.get_concrete_function(tf.ones((2, 8))).graph
+    updates = {x for x in graph.get_operations() if x.type == type_of_update}
+    assert len(updates) == len(stack.trainable_variables)
+    (gradient,) = graph.outputs[0].op.inputs  # what a function returns waits for all in it
+    assert updates <= operations_before(gradient)
+
+
 def test_weight_decay_exclusions():
     found = []
     for wrapped in FusedUpdate, lambda optimizer: optimizer:

@@ -191,3 +191,64 @@ def test_converted_to_tflite():
     function = tf.function(lambda x: model(x, training=False))
     concrete = function.get_concrete_function(tf.TensorSpec((2, 8)))
     assert tf.lite.TFLiteConverter.from_concrete_functions([concrete], model).convert()
+
+
+@keras.saving.register_keras_serializable("tests")
+class Gated(L.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(4, activation="tanh")
+        self.dropout = L.Dropout(0.5)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x, context):
+        return self.dropout(self.dense(x)) * context
+
+
+GRADIENTS = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+loaded = tf.saved_model.load("model")
+call = loaded.signatures["serving_default"]
+inputs = {name: tf.constant(value) for name, value in np.load("inputs.npz").items()}
+with tf.GradientTape() as tape:
+    tape.watch(inputs)
+    y = tf.reduce_sum(next(iter(call(**inputs).values())) ** 2)
+found = tape.gradient(y, [inputs["x"], inputs["context"], *loaded.trainable_variables])
+np.savez("found.npz", *[g.numpy() for g in found])
+assert not any("revkeras" in name for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("export", [keras.Model.export, tf.saved_model.save])
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])
+def test_an_exported_model_has_gradients(tmp_path, mode, export):
+    x, context = keras.Input((8,), name="x"), keras.Input((4,), name="context")
+    layers = [Gated() for _ in range(3)]
+    stack = revkeras.ReversibleSequential([*layers, layers[0]], memory_mode=mode)
+    model = keras.Model({"x": x, "context": context}, stack(x, context=context))
+    draw = np.random.default_rng(0).standard_normal
+    inputs = {"x": draw((2, 8)).astype("float32"), "context": draw((2, 4)).astype("float32")}
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    export(model, str(tmp_path / "model"))
+    subprocess.run([sys.executable, "-c", GRADIENTS], check=True, capture_output=True, cwd=tmp_path)
+    found = list(np.load(tmp_path / "found.npz").values())
+
+    stack.memory_mode = "none"
+    inputs = {name: tf.constant(value) for name, value in inputs.items()}
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        y = tf.reduce_sum(model(inputs) ** 2)
+    weights = [w.value for w in model.trainable_variables]
+    expected = tape.gradient(y, [inputs["x"], inputs["context"], *weights])
+    # Weights come in an order of their own.
+    in_order = [
+        sorted(gradients, key=lambda g: (g.shape, float(np.sum(g))))
+        for gradients in (found, [g.numpy() for g in expected])
+    ]
+    for a, b in zip(*in_order, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

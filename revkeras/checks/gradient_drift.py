@@ -102,7 +102,8 @@ def gradient_drift(
 
     Args:
         layer: A `ReversibleSequential` in any memory mode, or a model that holds
-            one or more. A stack inside a block of another one is a part of it.
+            one or more, or that `revkeras.to_momentum_net` has converted. A stack
+            inside a block of another one is a part of it.
         x: The layer's inputs.
         loss: `loss(outputs)`, the scalar that is differentiated. Defaults to `None`,
             which is the sum of the outputs, each times a standard normal random
@@ -129,7 +130,7 @@ def gradient_drift(
     >>> drift.blocks[0].name
     "stack: Block 0 ('dense', of type Dense)"
     """
-    require_stack("layer", layer)
+    require_stack("Invalid value for argument `layer`", layer)
     if loss is not None and not callable(loss):
         raise ValueError(
             "Invalid value for argument `loss`: expected a function of the outputs, received "

@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
+from revkeras.convert.momentum_model import MomentumModel
+from revkeras.memory_modes import run_in
 from revkeras.reversible_sequential import ReversibleSequential
 from revkeras.stateless import is_built, spec_of
 from revkeras.step import Layout, Step, run_step, run_steps
@@ -81,6 +84,8 @@ def tracing(visit: Callable[[Trace], Any]) -> Callable:
 def observed(layer: keras.layers.Layer, mode: Callable, inside: str | None = None) -> Iterator:
     """While it lasts, the stacks of `layer` run in another mode, and no variable changes.
 
+    In other threads they run as ever.
+
     Args:
         layer: A layer or model.
         mode: `mode(stack, steps, layout, tensors, weights, state)`, as the functions
@@ -90,26 +95,20 @@ def observed(layer: keras.layers.Layer, mode: Callable, inside: str | None = Non
     """
     stacks = _stacks(layer)
     parts = [inner for outer in stacks for inner in _stacks(outer) if inner is not outer]
-    modes = [stack.memory_mode for stack in stacks]
-    try:
-        for stack in stacks:
-            if any(stack is part for part in parts):
-                stack.memory_mode = inside or stack.memory_mode
-            else:
-                stack.memory_mode = _bind(mode, stack)
-        with keras.StatelessScope():
-            yield
-    finally:
-        for stack, own in zip(stacks, modes, strict=True):
-            stack.memory_mode = own
+    modes = {stack: functools.partial(mode, stack) for stack in stacks if stack not in parts}
+    if inside:
+        modes.update(dict.fromkeys(parts, inside))
+    with run_in(modes), keras.StatelessScope():
+        yield
 
 
-def require_stack(argument: str, layer: Any) -> None:
-    """Raises unless `layer` is or holds a `ReversibleSequential`."""
+def require_stack(problem: str, layer: Any) -> None:
+    """Raises unless `layer` is or holds a stack; `problem` starts the message."""
     if not isinstance(layer, keras.layers.Layer) or not _stacks(layer):
         raise ValueError(
-            f"Invalid value for argument `{argument}`: expected a ReversibleSequential, or a "
-            f"model that holds one; received {argument}={layer!r} (of type "
+            f"{problem}: expected a ReversibleSequential, or a model that holds one or was "
+            "converted by `revkeras.to_momentum_net` with a `beta` that is large enough to "
+            f"rebuild inputs instead of keeping them; received {layer!r} (of type "
             f"{type(layer).__name__})."
         )
 
@@ -121,9 +120,11 @@ def ensure_built(layer: keras.layers.Layer, inputs: Any, arguments: dict) -> Non
 
 
 def _stacks(layer: keras.layers.Layer) -> list[ReversibleSequential]:
-    found = {id(x): x for x in layer._flatten_layers() if isinstance(x, ReversibleSequential)}
-    return list(found.values())
-
-
-def _bind(mode: Callable, stack: ReversibleSequential) -> Callable:
-    return lambda *args: mode(stack, *args)
+    """The stacks in a layer, and those that the runs of converted models in it have made."""
+    found = []
+    for inner in layer._flatten_layers():
+        if isinstance(inner, ReversibleSequential):
+            found.append(inner)
+        elif isinstance(inner, MomentumModel):
+            found.extend(run.stack for run in inner.momentum_runs if run.rebuilds)
+    return list({id(x): x for x in found}.values())

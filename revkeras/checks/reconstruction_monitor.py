@@ -38,8 +38,9 @@ class ReconstructionMonitor(keras.callbacks.Callback):
         training: Boolean, `training` for the model. Defaults to `True`.
 
     Raises:
-        ValueError: for bad arguments, and when the training of a model without a
-            `ReversibleSequential` begins.
+        ValueError: for bad arguments, when the training of a model begins that
+            neither holds a `ReversibleSequential` nor is converted, and when its
+            call runs no stack on `batch`.
 
     Example:
 
@@ -80,7 +81,8 @@ class ReconstructionMonitor(keras.callbacks.Callback):
         self.training = training
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        require_stack("model", self.model)
+        name = self.model.name
+        require_stack(f"ReconstructionMonitor has nothing to measure in model '{name}'", self.model)
         self._step = self._steps_before = 0
         self._warned: set[str] = set()
 
@@ -104,7 +106,13 @@ class ReconstructionMonitor(keras.callbacks.Callback):
         errors = []
         with observed(self.model, tracing(lambda trace: errors.append(self._judge(trace)))):
             self.model(self.batch, training=self.training)
-        return max(errors, default=0.0)
+        if not errors:
+            raise ValueError(
+                f"Model '{self.model.name}' called none of its stacks on the `batch` of "
+                f"ReconstructionMonitor with training={self.training}, so there is nothing to "
+                "measure. Pass inputs with which its call runs them."
+            )
+        return max(errors)
 
     def _judge(self, trace: Trace) -> float:
         for step, carry in zip(trace.steps, trace.carries[1:], strict=True):
@@ -131,6 +139,7 @@ class ReconstructionMonitor(keras.callbacks.Callback):
             warnings.warn(
                 f"After training step {self._step}, {place} {problem}. Use a smaller learning "
                 "rate, clip gradients or normalize what the block returns; or construct the "
-                "stack with dtype='float64', an exact coupling or memory_mode='checkpoint'.",
+                "stack with dtype='float64', an exact coupling or memory_mode='checkpoint', or "
+                "convert the model with another `beta`.",
                 stacklevel=2,
             )

@@ -85,6 +85,12 @@ class MomentumRun:
         self.stack = _stack(originals, beta, self.dtype) if beta else None
         self.decay = self.stack.couplings[0].decay if beta else 0.0  # a fraction, where exact
 
+    @property
+    def rebuilds(self) -> bool:
+        """Whether inputs of its blocks are rebuilt, instead of kept."""
+        whole = self.memory_mode != "none" and self.stack is not None
+        return whole and self.stack.memory_mode == "reversible"
+
     def enter(self) -> None:
         """Takes the blocks' places."""
         self.own = [{k: v for k, v in vars(x).items() if k in _REPLACED} for x in self.blocks]

@@ -10,6 +10,7 @@ from revkeras.convert.momentum_model import MomentumModel, revert
 from revkeras.convert.momentum_run import MomentumRun
 from revkeras.couplings import Coupling, Momentum
 from revkeras.masks import MaskOf, makes_masks, masked_as
+from revkeras.memory_modes import run_in
 from revkeras.reversible_sequential import ReversibleSequential
 
 
@@ -90,6 +91,7 @@ def to_plain(model: keras.Model) -> keras.Model:
     for run in runs:
         run.memory_mode = "none"
     for stack in stacks:
+        stack.offload = None  # plain differentiation has all weights on the device
         stack.memory_mode = "none"
     return model
 
@@ -212,14 +214,14 @@ def _masked_as(inputs: Any, outputs: Any) -> Any:
 @contextlib.contextmanager
 def _as_plain(stack: ReversibleSequential) -> Iterator[None]:
     """Inside, the stack computes by plain differentiation, in floating point."""
-    kept = stack.memory_mode, stack.couplings, stack.block_couplings
-    stack.memory_mode = "none"
+    kept = stack.couplings, stack.block_couplings
     stack.couplings = [_inexact(c) for c in stack.couplings]
     stack.block_couplings = [_inexact(c) for c in stack.block_couplings]
     try:
-        yield
+        with run_in({stack: "none"}):
+            yield
     finally:
-        stack.memory_mode, stack.couplings, stack.block_couplings = kept
+        stack.couplings, stack.block_couplings = kept
 
 
 def _inexact(coupling: Coupling) -> Coupling:

@@ -8,7 +8,8 @@ import keras
 
 Initialize = Callable[[keras.Variable, Any], None]
 
-_KERAS_OWN = keras.Variable._initialize
+# How Keras gives a variable its value.
+KERAS_OWN: Initialize = keras.Variable._initialize
 
 
 @contextlib.contextmanager
@@ -38,7 +39,7 @@ def intercepted(born: Callable[[keras.Variable, Any, Initialize], None]) -> Iter
 def unobserved() -> Iterator[None]:
     """Within it, variables are made as Keras makes them: those that are this rank's own."""
     initialize = keras.Variable._initialize
-    keras.Variable._initialize = _KERAS_OWN
+    keras.Variable._initialize = KERAS_OWN
     try:
         yield
     finally:

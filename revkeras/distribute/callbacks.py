@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from revkeras.distribute.first_batches import FirstBatches
+
 _WRITERS = (
     keras.callbacks.CSVLogger,
     keras.callbacks.RemoteMonitor,
@@ -29,6 +31,23 @@ class Exact(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self._strategy.publish_exactly(self.model)
+
+
+class SameData(keras.callbacks.Callback):
+    """Raises on all workers if they read different batches, when the first few are read."""
+
+    def __init__(self, first: FirstBatches):
+        super().__init__()
+        self._first = first
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._first.watch()
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        self._first.compare()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self._first.compare(ends=True)
 
 
 def refuse_unfit(callbacks: list, stage: int) -> None:

@@ -14,7 +14,7 @@ import shutil
 import uuid
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  makes NumPy know "bfloat16"
@@ -26,7 +26,12 @@ _OLD = ".old"
 _COMPLETE = re.compile(rf"step-(\d{{8,}})({re.escape(_OLD)})?$")
 _UNFINISHED = re.compile(r"step-(\d{8,})\.tmp-[0-9a-f]+$")
 _CHUNK = 2**24
-_FORMAT = 1
+_FORMAT = 2  # names are places in the model
+_SHOWN = 6  # differences that an error lists
+
+# What the names of a model's weights start with, and those of its random generators' states.
+WEIGHTS = "model/"
+SEEDS = "seed/"
 
 
 class CheckpointError(RuntimeError):
@@ -121,23 +126,30 @@ class Checkpoint:
                 place = (piece, self.folder / f"{summary['file']}.bin")
                 self._pieces.setdefault(piece["name"], []).append(place)
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Makes sure that it can give the tensors of these names.
+    def check(self, shapes: Mapping[str, tuple[int, ...]], seeds: Iterable[str] = ()) -> None:
+        """Makes sure that it is of the same model and can give all of these tensors.
+
+        An optimizer may have kept more than is asked for, as for weights that are frozen now.
 
         Args:
             shapes: By names, the shapes of whole tensors.
+            seeds: The names of the random generators' states, which are among `local`.
 
         Raises:
-            CheckpointError: if one is not there, or has another shape.
+            CheckpointError: if a tensor is not there, or has another shape, or if weights or
+                random generators are there that are not among the names.
         """
-        for name, shape in shapes.items():
-            stored = _shape(self._places(name))
-            if stored != tuple(shape):
-                raise CheckpointError(
-                    f"Checkpoint {self.folder} has '{name}' of shape {stored}, and the model or "
-                    f"its optimizer has it of shape {tuple(shape)}. Expected the model and the "
-                    "optimizer that wrote it; train another one with a folder of its own."
-                )
+        stored = {name: _shape(places) for name, places in self._pieces.items()}
+        stored_seeds = {name for name in self._indices[0]["local"] if name.startswith(SEEDS)}
+        found = [*_different(stored, shapes), *_without_other(stored_seeds, {*seeds})]
+        if found:
+            more = f", and {len(found) - _SHOWN} more differences" if len(found) > _SHOWN else ""
+            raise CheckpointError(
+                f"Checkpoint {self.folder} is not of this model and optimizer: "
+                f"{'; '.join(found[:_SHOWN])}{more}. Expected the models and optimizers that wrote "
+                "it, and no others: train another model with a folder of its own, and one that is "
+                "built again with a new ZeroStrategy, which knows nothing of the model before."
+            )
 
     def local(self, rank: int) -> dict[str, np.ndarray]:
         """The small arrays that were one rank's own."""
@@ -182,14 +194,9 @@ class Checkpoint:
         return found
 
     def _places(self, name: str) -> list[tuple[dict, Path]]:
-        places = self._pieces.get(name)
-        if places is None:
-            near = ", ".join(sorted(self._pieces)[:5])
-            raise CheckpointError(
-                f"Checkpoint {self.folder} has no tensor '{name}'. Expected the model and the "
-                f"optimizer that wrote it; it has {len(self._pieces)} tensors: {near}, ..."
-            )
-        return places
+        if name not in self._pieces:
+            raise CheckpointError(f"Checkpoint {self.folder} has no tensor '{name}'.")
+        return self._pieces[name]
 
     def _manifest(self) -> dict:
         try:
@@ -334,6 +341,28 @@ def _age(name: str) -> tuple[int, bool]:
     """What folders' names are sorted by, from the oldest."""
     step = (_COMPLETE.match(name) or _UNFINISHED.match(name))[1]
     return int(step), not name.endswith(_OLD)
+
+
+def _different(stored: Mapping[str, tuple], shapes: Mapping[str, tuple]) -> Iterator[str]:
+    """What differs between stored tensors and those that are asked for, weights first."""
+    weights = [name for name in [*shapes, *stored] if name.startswith(WEIGHTS)]
+    for name in dict.fromkeys([*weights, *shapes]):
+        if name not in stored:
+            yield f"it has no '{name}' of shape {tuple(shapes[name])}"
+        elif name not in shapes:
+            yield f"it has '{name}' of shape {stored[name]}, which the model has not"
+        elif stored[name] != tuple(shapes[name]):
+            yield (
+                f"it has '{name}' of shape {stored[name]}, and the model or its optimizer has it "
+                f"of shape {tuple(shapes[name])}"
+            )
+
+
+def _without_other(stored: set[str], own: set[str]) -> Iterator[str]:
+    for name in sorted(own - stored):
+        yield f"it has no '{name}'"
+    for name in sorted(stored - own):
+        yield f"it has '{name}', which the model has not"
 
 
 def _shape(places: Sequence[tuple[dict, Path]]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from revkeras.distribute import membership
+from revkeras.distribute.first_batches import FirstBatches
 from revkeras.distribute.tensorflow.dataset import (
     is_dataset,
     parts,
@@ -17,8 +18,8 @@ from revkeras.distribute.tensorflow.dataset import (
 )
 
 
-def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
-    """The rank's part, see `ZeroStrategy.shard`."""
+def sharded(dataset: Any, rank: int, size: int, batch_size: int | None, first: FirstBatches) -> Any:
+    """The rank's part, see `ZeroStrategy.shard`; `first` takes note of the first whole batches."""
     if are_arrays(dataset):
         batch_size = 32 if batch_size is None else batch_size
         rows = len(keras.tree.flatten(dataset)[0])
@@ -41,7 +42,7 @@ def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
                 "the seeds by which it shuffles": shuffle_seeds(dataset),
             }
         )
-        return rows_of_rank(dataset, rank, size)
+        return rows_of_rank(dataset, rank, size, first)
     if isinstance(dataset, keras.utils.PyDataset):
         if dataset.num_batches is None:
             raise ValueError(
@@ -50,7 +51,7 @@ def sharded(dataset: Any, rank: int, size: int, batch_size: int | None) -> Any:
                 f"`num_batches` is None: {dataset!r}. Define `__len__`."
             )
         membership.agree({"the number of the dataset's batches": dataset.num_batches})
-        return RowsOfRank(dataset, rank, size, _common_seed())
+        return RowsOfRank(dataset, rank, size, _common_seed(), first)
     raise ValueError(
         "Invalid value for argument `dataset`: expected a tf.data.Dataset, a "
         "keras.utils.PyDataset, or arrays, of which each worker can have an equal part; received "
@@ -95,14 +96,21 @@ class RowsOfRank(keras.utils.PyDataset):
             the same on all ranks, which Keras's own would not be.
     """
 
-    def __init__(self, dataset: keras.utils.PyDataset, rank: int, size: int, seed: int):
+    def __init__(
+        self,
+        dataset: keras.utils.PyDataset,
+        rank: int,
+        size: int,
+        seed: int,
+        first: FirstBatches,
+    ):
         super().__init__(
             workers=dataset.workers,
             use_multiprocessing=dataset.use_multiprocessing,
             max_queue_size=dataset.max_queue_size,
         )
         self._dataset, self._rank, self._size = dataset, rank, size
-        self._random = np.random.default_rng(seed)
+        self._random, self._first = np.random.default_rng(seed), first
         self.shuffles = False
         self._order = np.arange(len(self))
 
@@ -110,14 +118,17 @@ class RowsOfRank(keras.utils.PyDataset):
         return self._dataset.num_batches
 
     def __getitem__(self, index: int) -> Any:
-        return keras.tree.map_structure(self._rows, self._dataset[int(self._order[index])])
+        batch = self._dataset[int(self._order[index])]
+        self._first.note(index, keras.tree.flatten(batch))
+        return keras.tree.map_structure(self._rows, batch)
 
     def on_epoch_begin(self) -> None:
-        if self.shuffles:
-            self._order = self._random.permutation(len(self))
         self._dataset.on_epoch_begin()
 
     def on_epoch_end(self) -> None:
+        # When an epoch begins, Keras's threads may have read the first batches of it already.
+        if self.shuffles:
+            self._order = self._random.permutation(len(self))
         self._dataset.on_epoch_end()
 
     def _rows(self, x: Any) -> Any:

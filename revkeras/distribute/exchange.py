@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from revkeras.distribute.flat import pack, pack_slice, unpack
-from revkeras.distribute.parameters import is_sharded, spread_out
+from revkeras.distribute.parameters import follow, is_sharded, spread_out
 from revkeras.distribute.partition import Bucket, Piece, even_buckets, pieces, whole_buckets
 
 _GRADIENT_BYTES = 4
@@ -114,7 +114,7 @@ class Exchange:
     def follow(self) -> None:
         """The masters take what was assigned to their variables since the last step.
 
-        A sharded variable tells its master itself.
+        Those of sharded variables follow them at once.
         """
         for group in self._groups:
             for piece in group.pieces:
@@ -124,11 +124,7 @@ class Exchange:
 
     def _follow(self, group: Group, piece: Piece, master: Any, variable: Any) -> None:
         now = ops.reshape(variable.value, (-1,))[piece.segment.start : piece.segment.stop]
-        now = ops.reshape(ops.cast(now, group.wide), master.shape)
-        if group.wire != group.wide:
-            same = ops.equal(ops.cast(now, group.wire), ops.cast(master.value, group.wire))
-            now = ops.where(same, master.value, now)
-        master.assign(now)
+        follow(master, ops.reshape(now, master.shape), group.wire)
 
     @property
     def rounds(self) -> bool:
@@ -158,6 +154,8 @@ class Exchange:
                 variable.assign(ops.reshape(whole, tuple(variable._shape)))
 
     def _flat_gradient(self, i: int, gradient: Any, dtype: str) -> Any:
-        flat = ops.cast(ops.reshape(gradient, (-1,)), dtype)
         variable = self._variables[i]
-        return spread_out(self._engine, variable, flat) if is_sharded(variable) else flat
+        if is_sharded(variable):
+            return spread_out(self._engine, variable, ops.cast(gradient, dtype))
+        # A gradient's own shape may be known only when it runs.
+        return ops.cast(ops.reshape(gradient, (math.prod(variable._shape),)), dtype)

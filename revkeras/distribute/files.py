@@ -1,4 +1,4 @@
-"""Ordinary Keras files of sharded models, written by rank 0, one variable at a time."""
+"""Ordinary files of sharded models, written by rank 0: Keras's, one variable at a time; exports."""
 
 import functools
 from collections.abc import Callable
@@ -8,6 +8,8 @@ from unittest import mock
 import keras
 import numpy as np
 from keras.src.saving import saving_lib
+
+from revkeras.distribute.parameters import whole_on_rank_0
 
 
 class Nowhere(saving_lib.H5IOStore):
@@ -47,3 +49,21 @@ def saving_together(model: keras.Model, name: str, strategy: Any) -> Callable:
         strategy.engine.barrier()
 
     return save
+
+
+def exporting_together(model: keras.Model, strategy: Any, initialize: Callable) -> Callable:
+    """`model.export` of all ranks, which writes on rank 0.
+
+    That rank holds the whole model meanwhile, since what is exported has variables of its own.
+    """
+    method = type(model).export
+
+    @functools.wraps(method)
+    def export(filepath: Any, *args: Any, **kwargs: Any) -> None:
+        strategy.publish_exactly(model)
+        with whole_on_rank_0(model.variables, initialize):
+            if strategy.rank == 0:
+                method(model, filepath, *args, **kwargs)
+        strategy.engine.barrier()
+
+    return export

@@ -10,12 +10,14 @@ from typing import Any
 import keras
 
 from revkeras import backprop
-from revkeras.distribute import membership
-from revkeras.distribute.callbacks import only_from_rank_0, refuse_unfit
+from revkeras.distribute import births, membership
+from revkeras.distribute.callbacks import SameData, only_from_rank_0, refuse_unfit
 from revkeras.distribute.dataset import RowsOfRank
-from revkeras.distribute.files import saving_together
-from revkeras.distribute.metrics import result_of_all_ranks
+from revkeras.distribute.files import exporting_together, saving_together
+from revkeras.distribute.metrics import LogsOfAllRanks
+from revkeras.distribute.model_optimizers import facts, in_attributes
 from revkeras.distribute.optimizer import ZeroOptimizer
+from revkeras.distribute.start import start_together
 
 _LENGTHS = (
     *("epochs", "initial_epoch", "steps_per_epoch"),
@@ -29,20 +31,32 @@ def intercepted(strategy: Any) -> Iterator[None]:
     compile, from_config = keras.Model.compile, keras.Model.compile_from_config
 
     @functools.wraps(compile)
-    def compile_for(model: keras.Model, optimizer: Any = "rmsprop", *args: Any, **kwargs: Any):
-        _refuse_foreign(optimizer, strategy)
-        _refuse_xla(inspect.signature(compile).bind(model, optimizer, *args, **kwargs).arguments)
-        kwargs["jit_compile"] = False
-        scales = kwargs.pop("auto_scale_loss", True)
-        if scales and model.dtype_policy.name == "mixed_float16":
+    def compile_for(model: keras.Model, *args: Any, **kwargs: Any) -> None:
+        signature = inspect.signature(compile)
+        call = signature.bind(model, *args, **kwargs)
+        given = call.arguments
+        if "optimizer" not in given:  # as in a `compile()` of the user's that has others
+            default = signature.parameters["optimizer"].default
+            given["optimizer"] = strategy.optimizer(keras.optimizers.get(default))
+            strategy.unasked_optimizers.add(given["optimizer"])
+        optimizer = given["optimizer"]
+        if optimizer is not None:
+            _refuse_foreign("optimizer", optimizer, strategy)
+        _refuse_xla(given)
+        scales = given.pop("auto_scale_loss", True)
+        if optimizer is not None and scales and model.dtype_policy.name == "mixed_float16":
             optimizer.scale_dynamically()
-        compile(model, optimizer, *args, auto_scale_loss=False, **kwargs)
-        # Files are to be read without this package.
-        model._compile_config.config["optimizer"] = optimizer.wrapped()
+        given.update(jit_compile=False, auto_scale_loss=False)
+        compile(*call.args, **call.kwargs)
+        if optimizer is not None:  # files are to be read without this package
+            model._compile_config.config["optimizer"] = optimizer.wrapped()
         strategy.take_on(model)
 
     @functools.wraps(from_config)
     def compile_from_file(model: keras.Model, config: dict) -> None:
+        if type(model).compile is not compile_for:
+            from_config(model, config)  # which warns that nothing is compiled
+            return
         config = keras.saving.deserialize_keras_object(config)
         optimizer = strategy.optimizer(config.pop("optimizer"))
         model.compile(optimizer, **{**config, "jit_compile": False})
@@ -64,27 +78,38 @@ def take_part(model: keras.Model, strategy: Any, prepare: Callable[[Any], None])
         strategy: The strategy, of more than one worker.
         prepare: `prepare(x)` is called before the model is first called on inputs.
     """
+    logs = LogsOfAllRanks(model, strategy.engine)
     for name in ("train_step", "test_step", "predict_step"):
-        setattr(model, name, _step(model, name, strategy, prepare))
-    model.get_metrics_result = result_of_all_ranks(model, strategy.engine)
+        setattr(model, name, _step(model, name, strategy, prepare, logs))
+    model.get_metrics_result = logs.get_metrics_result
     for name in ("save", "save_weights"):
         setattr(model, name, saving_together(model, name, strategy))
+    model.export = exporting_together(model, strategy, births.KERAS_OWN)
     for name in ("fit", "evaluate", "predict"):
         setattr(model, name, _from_rank_0(getattr(type(model), name), model, strategy))
 
 
-def _step(model: keras.Model, name: str, strategy: Any, prepare: Callable) -> Callable:
+def _step(
+    model: keras.Model, name: str, strategy: Any, prepare: Callable, logs: LogsOfAllRanks
+) -> Callable:
     step = getattr(type(model), name).__get__(model)
     agreed = []
 
     @functools.wraps(step)
     def taken_together(data: Any) -> Any:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with backprop.eager_scope():
             if not agreed:
-                membership.agree({f"the batch of `{name}`": _spec(data)})
+                for attribute, optimizer in in_attributes(model):
+                    _refuse_foreign(attribute, optimizer, strategy)
+                membership.agree({f"the batch of `{name}`": _spec(data), **facts(strategy, model)})
                 agreed.append(True)
-            prepare(keras.utils.unpack_x_y_sample_weight(data)[0])
-        results = step(data)
+            prepare(x)
+        if name == "predict_step":
+            return step(data)
+        if name == "train_step":
+            start_together(model, x, strategy.engine)
+        results = logs.of(step, data)
         if name == "train_step":
             strategy.average_state(model)
         return results
@@ -99,16 +124,19 @@ def _from_rank_0(method: Callable, model: keras.Model, strategy: Any) -> Callabl
     def run(*args: Any, **kwargs: Any) -> Any:
         call = inspect.signature(method).bind(model, *args, **kwargs)
         given = call.arguments
+        own = strategy.callbacks()
         if method.__name__ == "fit":
             membership.agree(_length_of(call))
-            if strategy.rank == 0 and not strategy.has_made(given.get("x")):
+            first = strategy.first_batches(given.get("x"))
+            if strategy.rank == 0 and not first:
                 _warn_of_whole_batches(strategy.size)
+            own += map(SameData, first)
         if strategy.rank:
             given["verbose"] = 0
         callbacks = given.get("callbacks")
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.tree.flatten(callbacks) if callbacks else []
-            own = [c for c in strategy.callbacks() if type(c) not in map(type, callbacks)]
+            own = [c for c in own if type(c) not in map(type, callbacks)]
             refuse_unfit(callbacks, strategy.stage)
             given["callbacks"] = only_from_rank_0([*own, *callbacks], strategy.rank)
         if isinstance(given.get("x"), RowsOfRank) and method.__name__ == "fit":
@@ -151,16 +179,16 @@ def _refuse_xla(given: dict) -> None:
         )
 
 
-def _refuse_foreign(optimizer: Any, strategy: Any) -> None:
+def _refuse_foreign(name: str, optimizer: Any, strategy: Any) -> None:
     if not isinstance(optimizer, ZeroOptimizer):
         raise ValueError(
-            "Invalid value for argument `optimizer`: expected one that the strategy made, "
+            f"Invalid value for argument `{name}`: expected one that the strategy made, "
             "strategy.optimizer(keras.optimizers.AdamW(1e-3)), received "
-            f"optimizer={optimizer!r} (of type {type(optimizer).__name__}), by which each worker "
+            f"{name}={optimizer!r} (of type {type(optimizer).__name__}), by which each worker "
             "would train for itself."
         )
     if optimizer.strategy is not strategy:
         raise ValueError(
-            "Invalid value for argument `optimizer`: expected one that this scope's strategy made, "
+            f"Invalid value for argument `{name}`: expected one that this scope's strategy made, "
             "received that of another strategy. Use one strategy for all that is trained together."
         )

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from revkeras.distribute import births, slots
 from revkeras.distribute.clipping import Clipping
 from revkeras.distribute.exchange import Exchange, make_groups
 from revkeras.distribute.optimizer_state import File, OptimizerState, Owned
-from revkeras.distribute.parameters import is_sharded, raw, shard_of
+from revkeras.distribute.parameters import add_follower, is_sharded, raw, shard_of
 from revkeras.distribute.partition import own_range
 from revkeras.distribute.state import Held
 
@@ -52,7 +51,6 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         self.strategy = strategy
         self._engine = strategy.engine
         self._offload = strategy.offload
-        self._read_in: dict[int, str] = {}
 
     # What users and callbacks see is the optimizer inside.
 
@@ -108,72 +106,63 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
 
     # Building: who updates what.
 
-    def read_in(self, dtypes: dict[int, str]) -> None:
-        """Tells in which 16-bit dtype variables are read, by their `id`, before it is built."""
-        self._read_in = dict(dtypes)
-
     def build(self, variables: list) -> None:
         if self.built:
             return
-        self._check_it_is_compiled()
+        dtypes = self.strategy.read_in(self)
         variables, inner, core = list(variables), self._hidden.inner, self._hidden.core
         _refuse_overwritten(variables)
         with backprop.eager_scope(), births.unobserved():
             super().build(variables)
             self._whole = type(core) not in ELEMENTWISE
             with backprop.place(self._offload):
-                self._make_pieces(variables)
-                _exclude_pieces(core, variables, self._pieces)
-                found = slots.build(inner, core, [*self._pieces.values()])
-        positions = list(self._pieces)
+                self._make_pieces(variables, dtypes)
+                _exclude_pieces(core, variables, self._hidden.pieces)
+                found = slots.build(inner, core, [*self._hidden.pieces.values()])
+        positions = list(self._hidden.pieces)
         found = [dataclasses.replace(slot, owner=positions[slot.owner]) for slot in found]
         owned = {
-            i: Owned(variables[i], self._pieces[i], *self._range(i)) for i in positions[: self._n]
+            i: Owned(variables[i], self._hidden.pieces[i], *self._range(i))
+            for i in positions[: self._n]
         }
         self._hidden.state = OptimizerState(core, found, variables, owned, self._engine)
         self._clipping = Clipping(self._engine, core, len(variables))
         if self._engine.size > 1 and self._hidden.scales:
             inner.check_finite = _on_all_ranks(inner.check_finite, self._engine)
 
-    def _check_it_is_compiled(self) -> None:
-        known = any(model.optimizer is self for model in self.strategy.models)
-        if self._engine.size > 1 and not known:
-            raise ValueError(
-                "A strategy's optimizer trains a model that was compiled outside of the strategy's "
-                "scope, so each worker would train for itself. Expected `with strategy.scope(): "
-                f"model.compile(...)`, received optimizer={self.name!r}, which is that of none of "
-                "the models compiled there."
-            )
-
     def _var_key(self, variable: Any) -> Any:
         return id(variable)  # the value of a variable that is sharded would be gathered
 
-    def _make_pieces(self, variables: list) -> None:
-        """What this rank updates, as Keras variables, by their variables' positions."""
-        engine = self._engine
+    def _make_pieces(self, variables: list, dtypes: dict[int, str]) -> None:
+        """What this rank updates, as Keras variables, by their variables' positions.
+
+        `dtypes` has the 16-bit ones in which variables are read, by their `id`.
+        """
+        engine, hidden = self._engine, self._hidden
         if engine.size == 1:
-            self._pieces, self._ranges = dict(enumerate(variables)), {}
+            hidden.pieces = dict(enumerate(variables))
             self._n = len(variables)
             return
-        groups = make_groups(
-            variables, self._read_in, engine, self.strategy.bucket_bytes, self._whole
-        )
+        groups = make_groups(variables, dtypes, engine, self.strategy.bucket_bytes, self._whole)
         segments = {
             group.variables[p.segment.variable]: p.segment for group in groups for p in group.pieces
         }
-        self._ranges = {i: (s.start, s.stop) for i, s in segments.items()}
-        masters, self._pieces = {}, {}
+        hidden.ranges = {i: (s.start, s.stop) for i, s in segments.items()}
+        masters = {}
         for i, v in enumerate(variables):
             if is_sharded(v) and not self._whole:
-                self._pieces[i] = shard_of(v)
+                hidden.pieces[i] = shard_of(v)
                 continue
             value = v.value  # which all ranks have to ask for, where it is sharded
             if i in segments:
-                self._pieces[i] = masters[i] = self._master(v, value, *self._ranges[i])
-        self._n = len(self._pieces)
+                piece = self._master(v, value, *hidden.ranges[i])
+                if is_sharded(v):
+                    add_follower(v, piece, dtypes.get(id(v), v._dtype))
+                hidden.pieces[i] = masters[i] = piece
+        self._n = len(hidden.pieces)
         # So that no rank is without a piece: all take the same steps.
-        self._pieces[len(variables)] = keras.Variable([0.0], dtype="float32", name="nothing")
-        self._hidden.exchange = Exchange(engine, variables, groups, masters)
+        hidden.pieces[len(variables)] = keras.Variable([0.0], dtype="float32", name="nothing")
+        hidden.exchange = Exchange(engine, variables, groups, masters)
 
     def _master(self, variable: Any, value: Any, start: int, stop: int) -> keras.Variable:
         dtype = "float64" if variable._dtype == "float64" else "float32"
@@ -182,47 +171,51 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             values = ops.reshape(values, tuple(variable._shape))
         piece = keras.Variable(values, dtype=dtype, name=variable.name)
         piece._path = variable.path
-        if is_sharded(variable):
-            # Those of an optimizer that another one took the place of are gone.
-            others = [follower for follower in variable._followers if follower() is not None]
-            variable._followers = [*others, weakref.ref(piece)]
         return piece
 
     def _range(self, i: int) -> tuple[int, int]:
         """The range of a variable that this rank's piece is."""
         size = math.prod(self._trainable_variables[i]._shape)
-        return self._ranges.get(i, own_range(size, self._engine.size, self._engine.rank))
+        return self._hidden.ranges.get(i, own_range(size, self._engine.size, self._engine.rank))
 
     # Its state, as if it were whole.
 
-    def held(self, paths: list[str]) -> list[Held]:
-        """What this rank holds of the optimizer's state; `paths` name the model's variables."""
+    def held(self, prefix: str, names: dict[int, str]) -> list[Held]:
+        """What this rank holds of the optimizer's state.
+
+        Args:
+            prefix: What the names of all of it start with.
+            names: By the `id` of the model's variables, their names.
+        """
         inner, scaling = self._hidden.inner, []
         if self._hidden.scales:
             scaling = [
-                Held(f"loss_scale/{v.name}", tuple(v.shape), v, None, None)
+                Held(f"{prefix}loss_scale/{v.name}", tuple(v.shape), v, None, None)
                 for v in (inner.step_counter, inner.dynamic_scale)
             ]
-        return [*self._hidden.state.held(paths), *scaling]
+        return [*self._hidden.state.held(prefix, names), *scaling]
 
     def owned(self) -> dict[int, Owned]:
         """What this rank updates of the model's variables, by position."""
         return self._hidden.state.owned
 
     def save_own_variables(self, store: Any) -> None:
-        self._file().save_own_variables(store)
+        self._saved().save_own_variables(store)
 
     def load_own_variables(self, store: Any) -> None:
-        self._file().load_own_variables(store)
+        self._saved().load_own_variables(store)
 
     @property
     def inner_optimizer(self) -> File:
         """What loss scaling wraps, for files."""
-        if not self._hidden.scales:
-            raise AttributeError("This optimizer does not scale losses.")
+        if not (self._hidden.scales and self.built):
+            raise AttributeError("This optimizer does not scale losses, or is not built.")
         return File(self._hidden.state, [])
 
-    def _file(self) -> File:
+    def _saved(self) -> Any:
+        """What stands for it in files; before it is built, it has nothing of pieces."""
+        if not self.built:
+            return self._hidden.inner
         before = self._hidden.inner._variables if self._hidden.scales else []
         return File(self._hidden.state, list(before))
 
@@ -246,7 +239,8 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             found = dict(zip(found, backprop.after([*found.values()], [*found.values()])))
         mine = self._hidden.exchange.reduce(found)
         self._hidden.exchange.follow()
-        mine |= {i: g for i, g in found.items() if i in self._pieces and i not in self._ranges}
+        pieces, ranges = self._hidden.pieces, self._hidden.ranges
+        mine |= {i: g for i, g in found.items() if i in pieces and i not in ranges}
         mine = {i: mine[i] for i in sorted(mine)}
         self._update(mine | {len(self._trainable_variables): ops.zeros((1,), "float32")})
         self._hidden.exchange.publish()
@@ -256,7 +250,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         """Updates this rank's pieces, which the gradients are of."""
         self._clipping.positions = list(mine)
         with backprop.place(self._offload):
-            self._hidden.inner.apply([*mine.values()], [self._pieces[i] for i in mine])
+            self._hidden.inner.apply([*mine.values()], [self._hidden.pieces[i] for i in mine])
 
     def _constrain(self, positions: list[int]) -> None:
         """Applies constraints, which may be of whole variables, where those are whole."""
@@ -264,9 +258,9 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             variable = self._trainable_variables[i]
             value = variable.constraint(variable.value)
             variable.assign(value)
-            if i in self._ranges:
-                start, stop = self._ranges[i]
-                piece = self._pieces[i]
+            if i in self._hidden.ranges:
+                start, stop = self._hidden.ranges[i]
+                piece = self._hidden.pieces[i]
                 piece.assign(ops.reshape(ops.reshape(value, (-1,))[start:stop], piece.shape))
 
     def publish_exactly(self) -> None:
@@ -281,7 +275,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         if self._engine.size == 1:
             self._hidden.inner.finalize_variable_values(var_list)
         elif self._hidden.core.use_ema and self.built:
-            self._hidden.core.finalize_variable_values([*self._pieces.values()])
+            self._hidden.core.finalize_variable_values([*self._hidden.pieces.values()])
             self._hidden.exchange.publish(exactly=True)
 
 
@@ -292,15 +286,19 @@ def _as_json(value: Any) -> Any:
 
 @dataclasses.dataclass
 class _Hidden:
-    """What Keras, which saves and tracks what it finds in attributes, is not to find.
+    """What Keras and TensorFlow, which track and save attributes, are not to find.
 
     Attributes:
         inner: The optimizer that updates.
+        pieces: What this rank updates, by its variable's position.
+        ranges: The ranges of the variables that its pieces are, where those were dealt out.
         exchange: How gradients and parameters travel, when it is built.
         state: Its state, when it is built.
     """
 
     inner: keras.optimizers.Optimizer
+    pieces: dict[int, keras.Variable] = dataclasses.field(default_factory=dict)
+    ranges: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
     exchange: Exchange | None = None
     state: OptimizerState | None = None
 

@@ -12,6 +12,7 @@ from keras import ops
 from keras.src.saving.keras_saveable import KerasSaveable
 
 from revkeras.distribute import slots
+from revkeras.distribute.places import numbered
 from revkeras.distribute.state import Held, put
 
 
@@ -59,15 +60,15 @@ class OptimizerState:
         self.owned = owned
         self._engine = engine
 
-    def held(self, paths: list[str]) -> Iterator[Held]:
-        """What this rank holds of it; `paths` are the names of the model's variables."""
-        prefix = type(self._optimizer).__name__.lower()
-        for n, v in enumerate(self._others):
-            again = any(v.name == other.name for other in self._others[:n])
-            yield Held(f"{prefix}/{v.name}{f'_{n}' * again}", tuple(v.shape), v, None, None)
+    def held(self, prefix: str, names: dict[int, str]) -> Iterator[Held]:
+        """What this rank holds of it; `names` are those of the model's variables, by `id`."""
+        prefix += type(self._optimizer).__name__.lower()
+        for name, v in zip(numbered([v.name for v in self._others]), self._others, strict=True):
+            yield Held(f"{prefix}/{name}", tuple(v.shape), v, None, None)
         for (name, i), slot in self._slots.items():
             shape, start, stop = self._place(slot)
-            yield Held(f"{prefix}/{name}/{paths[i]}", shape, slot.variable, start, stop)
+            name = f"{prefix}/{name}/{names[id(self._variables[i])]}"
+            yield Held(name, shape, slot.variable, start, stop)
 
     def whole(self) -> Iterator[np.ndarray]:
         """What the optimizer would have kept for whole variables, one at a time, in its order."""

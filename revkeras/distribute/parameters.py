@@ -1,15 +1,16 @@
 """Parameters of which each rank holds a slice (stage 3), gathered where they are read."""
 
-import functools
-import itertools
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from revkeras import backprop
+from revkeras.distribute.gathering import gathered, scattered
 from revkeras.distribute.partition import own_range, share
 
 
@@ -40,11 +41,10 @@ class ShardedVariable(keras.Variable):
 
     def _direct_assign(self, value: Any) -> None:
         value = ops.cast(value, self._dtype)
-        self._shard.assign(_own_slice(self._engine, value))
-        if backprop.is_eager():
-            for follower in self._followers:
-                if (master := follower()) is not None:
-                    master.assign(ops.cast(value, master.dtype))
+        self._shard.assign(_own_slice(self._engine, self._shape, value))
+        for follower, wire in self._followers:
+            if (master := follower()) is not None:
+                follow(master, value, wire)
 
     def numpy(self) -> Any:
         return ops.convert_to_numpy(self.value)
@@ -58,6 +58,26 @@ def is_sharded(variable: Any) -> bool:
 def shard_of(variable: ShardedVariable) -> keras.Variable:
     """This rank's slice of a sharded variable, as a variable: 1-D, padded with zeros."""
     return variable._shard
+
+
+def add_follower(variable: ShardedVariable, master: keras.Variable, wire: str) -> None:
+    """Has a master follow the values that are assigned to a variable, eagerly and in graphs.
+
+    Args:
+        variable: The variable.
+        master: A variable of the same shape, held weakly.
+        wire: The dtype in which the master's value is published.
+    """
+    # Those of an optimizer that another one took the place of are gone.
+    others = [follower for follower in variable._followers if follower[0]() is not None]
+    variable._followers = [*others, (weakref.ref(master), wire)]
+
+
+def follow(master: keras.Variable, now: Any, wire: str) -> None:
+    """Has a master take its variable's value, except where that is the master's own, rounded."""
+    now = ops.cast(now, master._dtype)
+    published = ops.cast(ops.cast(master.value, wire), master._dtype)
+    master.assign(ops.where(ops.equal(now, published), master.value, now))
 
 
 def raw(variable: Any) -> Any:
@@ -77,10 +97,10 @@ def shard(variable: keras.Variable, engine: Any, initialize: Any, value: Any = N
     """
     whole = variable.value if value is None else value
     variable._value = None
-    initialize(variable, _own_slice(engine, whole))
+    initialize(variable, _own_slice(engine, variable._shape, whole))
     variable._engine = engine
     variable._shard = _view(variable)
-    variable._followers = []  # weak references to what takes on values assigned outside of graphs
+    variable._followers = []
     variable.__class__ = ShardedVariable
 
 
@@ -93,57 +113,21 @@ def unshard(variable: ShardedVariable, initialize: Any) -> None:
     initialize(variable, whole)
 
 
-def gathered(engine: Any, variables: Sequence, shards: list, wires: Sequence[str]) -> list:
-    """The whole values of sharded variables, by one collective for each dtype.
-
-    Differentiable: the gradients of the shards are those of the whole values, averaged over
-    the ranks and cut.
-
-    Args:
-        engine: The engine that the ranks communicate by.
-        variables: The variables.
-        shards: Their slices on this rank, as tensors.
-        wires: The dtypes in which they are gathered and returned.
-    """
-
-    def run(*shards: Any) -> tuple[list, Callable, list]:
-        whole = gather(engine, variables, list(shards), wires)
-        return whole, lambda _, *gradients: scattered(engine, variables, list(gradients)), []
-
-    return backprop.with_gradient(run, *shards)
-
-
-def gather(engine: Any, variables: Sequence, shards: list, wires: Sequence[str]) -> list:
-    """`gathered`, not differentiable."""
-    whole: list = [None] * len(variables)
-    for wire in dict.fromkeys(wires):
-        chosen = [i for i, w in enumerate(wires) if w == wire]
-        shapes = tuple(tuple(variables[i]._shape) for i in chosen)
-        join = backprop.shared(lambda *parts, wire=wire: _joined(parts, wire), "join", wire, shapes)
-        cut = backprop.shared(functools.partial(_whole, shapes, engine.size), "cut", wire, shapes)
-        parts = cut(engine.all_gather(join(*(shards[i] for i in chosen))))
-        for i, value in zip(chosen, parts):
-            whole[i] = value
-    return whole
-
-
-def scattered(engine: Any, variables: Sequence, gradients: list) -> list:
-    """This rank's slices of the mean of whole gradients, by one collective for each dtype.
-
-    `None` where there is no gradient, which is so on all ranks.
-    """
-    slices: list = [None] * len(gradients)
-    there = [i for i, g in enumerate(gradients) if g is not None]
-    for dtype in dict.fromkeys(variables[i]._dtype for i in there):
-        chosen = [i for i in there if variables[i]._dtype == dtype]
-        shapes = tuple(tuple(variables[i]._shape) for i in chosen)
-        key = dtype, shapes
-        lay = backprop.shared(functools.partial(_laid_out, engine.size, dtype), "lay", *key)
-        take = backprop.shared(functools.partial(_means, shapes, engine.size, dtype), "take", *key)
-        parts = take(engine.reduce_scatter(lay(*(gradients[i] for i in chosen))))
-        for i, part in zip(chosen, parts):
-            slices[i] = part
-    return slices
+@contextlib.contextmanager
+def whole_on_rank_0(variables: Sequence, initialize: Any) -> Iterator[None]:
+    """Within it, rank 0 holds the variables' whole values; entered by all ranks together."""
+    lent = []
+    for v in filter(is_sharded, variables):
+        whole, own = v.value, v._value  # gathered by all ranks
+        if v._engine.rank == 0:
+            lent.append((v, own))
+            v.__class__, v._value = keras.Variable, None
+            initialize(v, whole)
+    try:
+        yield
+    finally:
+        for v, own in lent:
+            v.__class__, v._value = ShardedVariable, own
 
 
 def spread_out(engine: Any, variable: ShardedVariable, part: Any) -> Any:
@@ -182,7 +166,7 @@ class Spread:
         shards = backprop.after(gate, [values[i] for i in chosen])
         owners = [owners[i] for i in chosen]
         wires = [self.read_in.get(id(owner), owner._dtype) for owner in owners]
-        for i, whole in zip(chosen, gather(self._engine, owners, shards, wires)):
+        for i, whole in zip(chosen, gathered(self._engine, owners, shards, wires)):
             values[i] = whole
         return values
 
@@ -197,11 +181,11 @@ class Spread:
         return self._within.release(owners, gradients)
 
 
-def _own_slice(engine: Any, value: Any) -> Any:
-    flat = ops.reshape(value, (-1,))
-    size = int(flat.shape[0])
+def _own_slice(engine: Any, shape: tuple, value: Any) -> Any:
+    size = math.prod(shape)
     start, stop = own_range(size, engine.size, engine.rank)
-    return ops.pad(flat[start:stop], [[0, share(size, engine.size) - (stop - start)]])
+    part = ops.reshape(value, (size,))[start:stop]
+    return ops.pad(part, [[0, share(size, engine.size) - (stop - start)]])
 
 
 def _view(variable: keras.Variable) -> keras.Variable:
@@ -210,46 +194,6 @@ def _view(variable: keras.Variable) -> keras.Variable:
     )
     view._path = variable.path
     return view
-
-
-def _joined(parts: Sequence, dtype: str) -> Any:
-    return ops.concatenate([ops.cast(part, dtype) for part in parts])
-
-
-def _whole(shapes: Sequence[tuple], n_ranks: int, flat: Any) -> list:
-    """Whole values, of all ranks' slices of them."""
-    sizes = [math.prod(shape) for shape in shapes]
-    steps = [share(size, n_ranks) for size in sizes]
-    columns = _columns(ops.reshape(flat, (n_ranks, sum(steps))), steps)
-    flats = [ops.reshape(c, (-1,))[:size] for c, size in zip(columns, sizes)]
-    return [ops.reshape(flat, shape) for flat, shape in zip(flats, shapes)]
-
-
-def _laid_out(n_ranks: int, dtype: str, *gradients: Any) -> Any:
-    """Whole gradients as one flat tensor, a row of slices for each rank."""
-    rows = []
-    for gradient in gradients:
-        flat = ops.cast(ops.reshape(gradient, (-1,)), _wide(dtype))
-        step = share(int(flat.shape[0]), n_ranks)
-        padded = ops.pad(flat, [[0, step * n_ranks - int(flat.shape[0])]])
-        rows.append(ops.reshape(padded, (n_ranks, step)))
-    return ops.reshape(ops.concatenate(rows, axis=1), (-1,))
-
-
-def _means(shapes: Sequence[tuple], n_ranks: int, dtype: str, row: Any) -> list:
-    """A rank's slices of mean gradients, of the sums in its row."""
-    steps = [share(math.prod(shape), n_ranks) for shape in shapes]
-    parts = _columns(ops.reshape(row, (1, sum(steps))), steps)
-    return [ops.cast(ops.reshape(part, (-1,)) / n_ranks, dtype) for part in parts]
-
-
-def _columns(rows: Any, steps: list[int]) -> list:
-    ends = list(itertools.accumulate(steps))[:-1]
-    return ops.split(rows, ends, axis=1) if ends else [rows]
-
-
-def _wide(dtype: str) -> str:
-    return "float64" if dtype == "float64" else "float32"
 
 
 def _size(variable: Any) -> int:

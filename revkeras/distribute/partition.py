@@ -77,8 +77,8 @@ class StatePiece:
 
     Attributes:
         name: String, unique in the model and the same at any stage and number of
-            workers, such as `"block_3/dense/kernel"` or
-            `"adam/momentum/block_3/dense/kernel"`.
+            workers, such as `"model/block_3/dense/kernel"` or
+            `"optimizer/adam/momentum/block_3/dense/kernel"`.
         shape: The shape of the whole tensor.
         dtype: Its dtype.
         start: Where this rank's range of the flattened whole begins. In elements.

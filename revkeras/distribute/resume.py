@@ -9,8 +9,10 @@ import keras
 import numpy as np
 
 from revkeras.distribute import checkpoint
+from revkeras.distribute.building import has_call
+from revkeras.distribute.model_optimizers import optimizers
 from revkeras.distribute.tensorflow.replay import iterator_at
-from revkeras.distribute.training_state import held_by, trained
+from revkeras.distribute.training_state import held_by, seeds, trained
 
 # The place in `fit`, `None` where it is not known, and this rank's small arrays that belong to it.
 Place = Callable[[], tuple[dict | None, dict]]
@@ -32,7 +34,7 @@ def save(strategy: Any, directory: str | os.PathLike, keep: int = 3) -> str:
         size=strategy.size,
         keep=keep,
         position=position,
-        local={**local, **{name: v.numpy() for name, v in _seeds(strategy).items()}},
+        local={**local, **{name: v.numpy() for name, v in seeds(strategy).items()}},
     )
     return str(folder)
 
@@ -43,12 +45,14 @@ def restore(strategy: Any, directory: str | os.PathLike) -> checkpoint.Checkpoin
     found = checkpoint.newest(directory, rank=strategy.rank, size=strategy.size)
     if found is None:
         return None
-    found.check({held.name: held.shape for held in held_by(strategy, written=False)})
+    shapes = {held.name: held.shape for held in held_by(strategy, written=False)}
+    own_seeds = seeds(strategy)
+    found.check(shapes, own_seeds)
     strategy.restore_pieces(found.read_range)
     local = {}
     if found.size == strategy.size:  # with more or fewer workers, seeds stay as they started
         local = found.local(strategy.rank)
-        for name, v in _seeds(strategy).items():
+        for name, v in own_seeds.items():
             v.assign(local[name])
     strategy.place = lambda: (found.position, local)
     return found
@@ -185,7 +189,8 @@ class SaveAndResume(keras.callbacks.Callback):
     def _restore_metrics(self, batch: Any) -> None:
         """Metrics are made at their first batch, and are then what they were."""
         if self._metrics is not None:
-            self.model._symbolic_build(data_batch=batch)
+            if has_call(self.model):
+                self.model._symbolic_build(data_batch=batch)
             for name, v in _metric_variables(self.model).items():
                 if name in self._metrics:
                     v.assign(self._metrics[name])
@@ -202,18 +207,14 @@ def _check_keep(keep: Any) -> None:
 
 def _step(strategy: Any) -> int:
     """How many batches the strategy's optimizers have taken, which numbers checkpoints."""
-    return sum(model.optimizer.batches for model in trained(strategy))
+    return sum(
+        max((x.batches for x in optimizers(strategy, model).values()), default=0)
+        for model in trained(strategy)
+    )
 
 
 def _random_state() -> np.ndarray:
     return np.array(random.getstate()[1], "int64")
-
-
-def _seeds(strategy: Any) -> dict[str, Any]:
-    """The random generators' states, of which each rank has its own."""
-    variables = [v for model in strategy.models for v in model.variables]
-    seeds = [v for v in variables if v.name == "seed_generator_state"]
-    return {f"seed/{place}": v for place, v in enumerate(seeds)}
 
 
 def _metric_variables(model: keras.Model) -> dict[str, Any]:

@@ -11,10 +11,22 @@ import keras
 from keras import ops
 
 import revkeras
-from revkeras.distribute import births, deepspeed, engines, layers, membership, models, resume
+from revkeras import backprop
+from revkeras.distribute import (
+    births,
+    deepspeed,
+    engines,
+    layers,
+    membership,
+    model_optimizers,
+    models,
+    resume,
+)
+from revkeras.distribute.building import has_call, is_built
 from revkeras.distribute.callbacks import Exact
 from revkeras.distribute.dataset import are_arrays, sharded, sources
-from revkeras.distribute.metrics import summed
+from revkeras.distribute.first_batches import FirstBatches
+from revkeras.distribute.metrics import over_ranks
 from revkeras.distribute.optimizer import ZeroOptimizer, check_inner
 from revkeras.distribute.parameters import shard
 from revkeras.distribute.partition import StatePiece
@@ -124,8 +136,10 @@ class ZeroStrategy:
         )
         self._settings = deepspeed.Settings()
         self.datasets = weakref.WeakSet()  # those whose order Keras has changed each epoch
-        self._parts = weakref.WeakSet()  # what `shard` has returned
+        # What `shard` has returned, and the first batches that were read for it.
+        self._parts = weakref.WeakKeyDictionary()
         self.models: list[keras.Model] = []
+        self.unasked_optimizers = weakref.WeakSet()  # Keras's default, where `compile` got none
         self.place: resume.Place = lambda: (None, {})  # in `fit`, as far as it is known
         self._prepared: list[keras.Model] = []
         self._new: list[keras.Variable] = []
@@ -211,6 +225,9 @@ class ZeroStrategy:
     def optimizer(self, inner: keras.optimizers.Optimizer) -> ZeroOptimizer:
         """An optimizer for `compile`, which updates this worker's part of the parameters.
 
+        A model whose `train_step()` trains its parts by several optimizers, such as a GAN, gets one
+        of these for each, and keeps them in attributes.
+
         Optimizers of which Keras's own update each element by itself work on slices; all others,
         such as `Muon`, `Lamb` and those of users, on whole variables that are dealt out. Clipping
         by norms, accumulation, moving averages, schedules and loss scaling act as in one process.
@@ -231,11 +248,10 @@ class ZeroStrategy:
         Raises:
             ValueError: if workers differ in its optimizer.
         """
-        membership.agree(
-            {**model.optimizer.facts(), "the model's dtype policy": model.dtype_policy.name}
-        )
+        facts = model_optimizers.facts(self, model)
+        membership.agree({**facts, "the model's dtype policy": model.dtype_policy.name})
         self.models = [m for m in self.models if m is not model] + [model]
-        if model.built:
+        if is_built(model):
             self._prepare(model)
         if self.size > 1:
             models.take_part(model, self, lambda x: self._build(model, x))
@@ -252,8 +268,15 @@ class ZeroStrategy:
         """Builds a model that waited for its first batch."""
         if self._is_prepared(model):
             return
-        with self.scope():
-            keras.src.backend.compute_output_spec(model, spec_of(x), training=False)
+        if not is_built(model):
+            if not has_call(model):
+                raise ValueError(
+                    f"The model '{model.name}' has no `call()` that could build its parts by the "
+                    "first batch. Expected parts that know their input shapes: start them with "
+                    "keras.Input, or call `build(input_shape)` of each in strategy.scope()."
+                )
+            with self.scope():
+                keras.src.backend.compute_output_spec(model, spec_of(x), training=False)
         self._prepare(model)
 
     def _prepare(self, model: keras.Model) -> None:
@@ -270,10 +293,13 @@ class ZeroStrategy:
             return
         trainable = len(model.trainable_variables)
         membership.agree({"the number of the model's trainable variables": trainable})
-        dtypes = layers.read_in(model._flatten_layers())
-        model.optimizer.read_in(dtypes)
         if self.stage == 3:
+            dtypes = layers.read_in(model._flatten_layers())
             layers.arrange(model, self.engine, dtypes, self.shard_bytes, self._initialize)
+
+    def read_in(self, optimizer: ZeroOptimizer) -> dict[int, str]:
+        """In which 16-bit dtypes an optimizer's models read their variables."""
+        return model_optimizers.read_in(self, optimizer)
 
     def shard(self, dataset: Any, batch_size: int | None = None) -> Any:
         """This worker's rows of each batch, for `fit` and `evaluate`.
@@ -289,20 +315,22 @@ class ZeroStrategy:
                 `None`, which means 32 for arrays.
 
         Raises:
-            ValueError: if workers could not have equally many batches in the same order.
+            ValueError: if workers could not have equally many batches in the same order. `fit`
+                raises it too, where the first batches that it reads differ between workers.
         """
         if batch_size is None and self._settings.micro_batch_size and are_arrays(dataset):
             batch_size = self._settings.micro_batch_size * self.size
-        part = sharded(dataset, self.rank, self.size, batch_size)
+        first = FirstBatches()
+        part = sharded(dataset, self.rank, self.size, batch_size, first)
         if self.size > 1:
-            self._parts.add(part)
+            self._parts[part] = first
         if isinstance(part, keras.utils.PyDataset):
             self.datasets.add(part)
         return part
 
-    def has_made(self, data: Any) -> bool:
-        """Whether data comes from what `shard` has returned."""
-        return any(source in self._parts for source in sources(data))
+    def first_batches(self, data: Any) -> list[FirstBatches]:
+        """Those of what `shard` has returned and the data is made of; none if it has no part."""
+        return [self._parts[source] for source in sources(data) if source in self._parts]
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """What `fit` needs; it adds them by itself where they are missing."""
@@ -368,8 +396,9 @@ class ZeroStrategy:
 
     def publish_exactly(self, model: keras.Model) -> None:
         """Gives all ranks the parameters in all their bits."""
-        if model.optimizer.built:
-            model.optimizer.publish_exactly()
+        for optimizer in model_optimizers.optimizers(self, model).values():
+            if optimizer.built:
+                optimizer.publish_exactly()
 
     def average_state(self, model: keras.Model) -> None:
         """Averages what training steps update beside parameters, such as batch-norm statistics."""
@@ -379,9 +408,10 @@ class ZeroStrategy:
             for v in layer._non_trainable_variables
             if keras.backend.is_float_dtype(v._dtype)
         }
-        for v, total in summed([*updated.values()], self.engine):
-            # Those with `aggregation="mean"` are means already.
-            v.assign(total if v.aggregation == "mean" else total / self.size)
+        values = backprop.snapshot([*updated.values()])
+        means = over_ranks(values, ["mean"] * len(values), self.engine)
+        for v, mean in zip(updated.values(), means):
+            v.assign(mean)
 
     def _born(self, variable: keras.Variable, value: Any, initialize: births.Initialize) -> None:
         """Gives a variable that is made under the scope its value."""

@@ -6,9 +6,12 @@ from typing import Any
 
 import keras
 
-from revkeras.distribute.checkpoint import CheckpointError
+from revkeras.distribute.building import is_built
+from revkeras.distribute.checkpoint import SEEDS, WEIGHTS, CheckpointError
+from revkeras.distribute.model_optimizers import optimizers
 from revkeras.distribute.parameters import is_sharded, shard_of
 from revkeras.distribute.partition import own_range
+from revkeras.distribute.places import numbered, variables_by_place
 from revkeras.distribute.state import Held
 
 
@@ -25,23 +28,46 @@ def held_by(strategy: Any, written: bool) -> Iterator[Held]:
     Raises:
         CheckpointError: if a model has no variables yet, or the strategy no model.
     """
-    for model in trained(strategy):
+    for model, prefix in by_place(strategy).items():
         _check_built(model)
         strategy.prepare(model)
-        optimizer = model.optimizer
-        if not optimizer.built:
-            optimizer.build(model.trainable_variables)
-        variables = [*model.trainable_variables, *model.non_trainable_variables]
-        names = unique([v.path for v in variables])
-        if len(strategy.models) > 1:
-            names = [f"{model.name}/{name}" for name in names]
-        owned = {id(own.variable): own for own in optimizer.owned().values()}
+        trained_by = _built_optimizers(strategy, model, written)
+        places = variables_by_place(model)
+        owned = {id(own.variable): own for o in trained_by.values() for own in o.owned().values()}
         trainable = {id(v) for v in model.trainable_variables}
-        for name, v in zip(names, variables):
-            if v.name != "seed_generator_state":
+        for place, v in places.items():
+            if not is_seed(v):
                 has_masters = strategy.size > 1 and id(v) in trainable
+                name = f"{WEIGHTS}{prefix}{place}"
                 yield from _held(strategy, name, v, owned.get(id(v)), has_masters, written)
-        yield from optimizer.held(names)
+        names = {id(v): place for place, v in places.items()}
+        for label, optimizer in trained_by.items():
+            label = f"{label}/" if len(trained_by) > 1 else ""
+            yield from optimizer.held(f"optimizer/{prefix}{label}", names)
+
+
+def by_place(strategy: Any) -> dict[keras.Model, str]:
+    """What the names of each model's variables start with."""
+    models = trained(strategy)
+    if len(models) == 1:
+        return {models[0]: ""}
+    names = numbered([model.name for model in models])
+    return {model: f"{name}/" for model, name in zip(models, names, strict=True)}
+
+
+def seeds(strategy: Any) -> dict[str, keras.Variable]:
+    """The random generators' states, of which each rank has its own, by names."""
+    return {
+        f"{SEEDS}{prefix}{place}": v
+        for model, prefix in by_place(strategy).items()
+        for place, v in variables_by_place(model).items()
+        if is_seed(v)
+    }
+
+
+def is_seed(variable: keras.Variable) -> bool:
+    """Whether it is the state of a random generator."""
+    return variable.name == "seed_generator_state"
 
 
 def trained(strategy: Any) -> list[keras.Model]:
@@ -55,8 +81,26 @@ def trained(strategy: Any) -> list[keras.Model]:
     return strategy.models
 
 
+def _built_optimizers(strategy: Any, model: keras.Model, written: bool) -> dict[str, Any]:
+    """The model's optimizers, by their attributes, each with the variables that it updates."""
+    found = optimizers(strategy, model)
+    if len(found) == 1:
+        for optimizer in found.values():
+            if not optimizer.built:
+                optimizer.build(model.trainable_variables)
+    unbuilt = [name for name, optimizer in found.items() if not optimizer.built]
+    if unbuilt and not written:
+        raise CheckpointError(
+            f"The model '{model.name}' has several optimizers, and which variables its "
+            f"{', '.join(f'`{name}`' for name in unbuilt)} will update is not known before the "
+            "first step. Expected optimizers that are built after `compile()`, each on its "
+            "variables: `model.d_optimizer.build(model.discriminator.trainable_variables)`."
+        )
+    return {name: optimizer for name, optimizer in found.items() if optimizer.built}
+
+
 def _check_built(model: keras.Model) -> None:
-    if not model.built:
+    if not is_built(model):
         raise CheckpointError(
             f"The model '{model.name}' is not built: its variables would be made by its first "
             "batch, so there are none to save or to restore. Expected a model that knows its input "
@@ -77,13 +121,3 @@ def _held(
     has_master = own is not None and own.piece is not v
     if has_master and not (is_sharded(v) and written):
         yield Held(name, shape, own.piece, own.start, own.stop)
-
-
-def unique(paths: list[str]) -> list[str]:
-    """The paths, with a number behind those that came before."""
-    seen: dict[str, int] = {}
-    names = []
-    for path in paths:
-        seen[path] = seen.get(path, 0) + 1
-        names.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
-    return names

@@ -25,9 +25,10 @@ class ActNorm(Invertible):
 
     The arithmetic is in float32 at least; outputs have the dtype of the inputs.
 
-    Under a multi-replica strategy each replica would start from its own share of
-    the batch, and the first one's statistics would stay: start the layer before,
-    with one plain call on a batch and `training=True`.
+    Under a `ZeroStrategy` of several workers, `fit` starts the layer from the whole
+    global batch. Under a multi-replica strategy of TensorFlow each replica would start
+    from its own share of the batch, and the first one's statistics would stay: start
+    the layer before, with one plain call on a batch and `training=True`.
 
     Args:
         epsilon: Positive float. A channel whose standard deviation is smaller
@@ -114,8 +115,9 @@ class ActNorm(Invertible):
         started, *stored = [ops.copy(v) for v in (self.started, self.mean, self.log_std)]
 
         def start() -> tuple[Any, Any]:
-            mean, variance = ops.moments(x, axes=list(range(len(x.shape) - 1)))
-            std = ops.sqrt(variance)
+            axes = list(range(len(x.shape) - 1))
+            mean = self._over_batch(ops.mean(x, axis=axes))
+            std = ops.sqrt(self._over_batch(ops.mean(ops.square(x - mean), axis=axes)))
             log_std = ops.log(ops.where(std < self.epsilon, 1, std))
             return ops.cast(mean, self.mean.dtype), ops.cast(log_std, self.log_std.dtype)
 
@@ -126,6 +128,10 @@ class ActNorm(Invertible):
         self.log_std.assign(log_std)
         self.started.assign(True)
         return mean, log_std
+
+    def _over_batch(self, mean: Any) -> Any:
+        """The batch's mean, of the inputs' mean. Workers that have a part each replace this."""
+        return mean
 
     def _scale(self, log_std: Any, dtype: str) -> Any:
         return ops.exp(ops.cast(self.log_scale, dtype) - ops.cast(log_std, dtype))

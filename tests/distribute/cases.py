@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import revkeras
 from revkeras.distribute.optimizer import ZeroOptimizer
@@ -87,6 +88,48 @@ def frozen_blocks():
     return model
 
 
+class WithPenalty(keras.Model):
+    """Its loss has the squares of two gradients in it: at the inputs, and at the weights."""
+
+    def train_step(self, data):
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            with tf.GradientTape(persistent=True) as inner:
+                inner.watch(x)
+                outputs = self(x, training=True)
+                loss = self.compute_loss(x, y, outputs)
+            slopes = inner.gradient(outputs, x)  # of each row alone
+            gradients = inner.gradient(loss, self.trainable_weights)  # of slices, at stage 3
+            squares = [tf.reduce_sum(g**2) for g in gradients]
+            slope = tf.cast(tf.reduce_mean(slopes**2), loss.dtype)
+            total = loss + 0.1 * slope + 0.01 * tf.add_n(squares)
+        gradients = tape.gradient(total, self.trainable_weights)
+        self.optimizer.apply(gradients, self.trainable_weights)
+        return {"loss": loss}
+
+
+def with_penalty():
+    block = keras.Sequential([L.Dense(30, "tanh"), L.Dense(10)])
+    x = keras.Input((10,))
+    return WithPenalty(x, stack()(revkeras.Checkpoint(block)(L.Dense(10, "tanh")(x))))
+
+
+class Clipped(keras.Sequential):
+    """Assigns its weights inside the compiled step, before the update and after it."""
+
+    def train_step(self, data):
+        for v in self.trainable_variables:
+            v.assign(0.99 * v)
+        logs = super().train_step(data)
+        for v in self.trainable_variables:
+            v.assign(keras.ops.clip(v, -0.2, 0.2))
+        return logs
+
+
+def clipped():
+    return Clipped(stack().layers)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One run.
@@ -167,6 +210,13 @@ MORE = {
     "checkpointed": Case(FOUR["adamw"], checkpointed, 3),
     "recurrent": Case(FOUR["adamw"], recurrent, 3),
     "frozen_blocks": Case(FOUR["adamw"], frozen_blocks, 3),
+    **{
+        f"clipped-{name}-3": Case(make, clipped, 3, "float64", 1e-9)
+        for name, make in {"muon": FOUR["muon"], **WHOLE}.items()
+    },
+    "clipped-bfloat16-3": Case(FOUR["muon"], clipped, 3, "mixed_bfloat16", 3e-2),
+    # One in which each element of a gradient is on one rank alone, as in one process.
+    "penalty": Case(lambda: opt.SGD(0.01), with_penalty, 3, "float64", 1e-9, {"shard_bytes": 1}),
     "bfloat16-2": Case(FOUR["sgd"], dense, 2, "mixed_bfloat16", 3e-2),
     "bfloat16-s": Case(FOUR["sgd"], stack, 2, "mixed_bfloat16", 3e-2),
     "bfloat16-3": Case(FOUR["sgd"], stack, 3, "mixed_bfloat16", 3e-2),

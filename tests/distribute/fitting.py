@@ -128,6 +128,17 @@ def files(model):
         np.testing.assert_allclose(other, expected, rtol=1e-4, atol=1e-5)
 
 
+def exported(model):
+    """A SavedModel with whole weights, also of a model that goes on to train."""
+    for _ in range(2):
+        model.fit(strategy.shard(batches(48)), verbose=0)
+        model.export(folder / "exported", verbose=False)
+    expected = model.predict(x[:24], verbose=0)
+    if strategy.rank == 0:
+        loaded = tf.saved_model.load(str(folder / "exported"))
+        np.testing.assert_allclose(loaded.serve(x[:24]), expected, rtol=1e-5, atol=1e-5)
+
+
 def late_building():
     """A model without an input shape is built by its first batch, and is the same on all ranks."""
     keras.utils.set_random_seed(strategy.rank)
@@ -170,7 +181,7 @@ def compiled_again():
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     gc.collect()
     for v in model.variables:  # one follows for each model
-        assert sum(f() is not None for f in getattr(v, "_followers", ())) <= 2
+        assert sum(f() is not None for f, _ in getattr(v, "_followers", ())) <= 2
 
 
 class Counting(L.Layer):
@@ -310,7 +321,9 @@ def refuses(message, function, *args, **kwargs):
 
 
 os.makedirs(folder, exist_ok=True)
-files(logs_and_callbacks())
+model = logs_and_callbacks()
+files(model)
+exported(model)
 late_building()
 as_one_process()
 compiled_again()

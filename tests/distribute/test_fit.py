@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import revkeras
 from revkeras.distribute import ZeroStrategy
@@ -24,6 +25,19 @@ def test_one_worker_trains_unsharded():
     expected, _ = cases.train(cases.CASES["adamw-3"])
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_trained_model_is_exported(tmp_path):
+    strategy = ZeroStrategy()
+    with strategy.scope():
+        model = cases.stack()
+        model.compile(strategy.optimizer(keras.optimizers.AdamW()), "mse", metrics=["mae"])
+    x, y = cases.batches()[0]
+    model.fit(x, y, verbose=0)
+    model.export(tmp_path / "exported", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-5, atol=1e-6)
+    tf.saved_model.save(model, str(tmp_path / "saved"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import tensorflow as tf
 import revkeras
 from revkeras import backprop
 from revkeras.distribute.engines.local import LocalEngine
-from revkeras.distribute.parameters import Spread, shard, unshard
+from revkeras.distribute.parameters import Spread, follow, shard, unshard
 
 
 class Recording(LocalEngine):
@@ -82,3 +82,13 @@ def test_a_tape_gives_slices():
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(layer(tf.ones((4, 2))))
     np.testing.assert_array_equal(tape.gradient(loss, [layer.kernel])[0], np.full(6, 4.0))
+
+
+def test_a_master_takes_what_is_not_its_own_value_rounded():
+    master = keras.Variable([1.001, 2.001, 3.001])
+    rounded = tf.cast(tf.cast(master.value, "bfloat16"), "float32")
+    own = master.numpy()
+    follow(master, tf.minimum(rounded, 2.5), "bfloat16")
+    np.testing.assert_array_equal(master, [own[0], own[1], 2.5])
+    follow(master, tf.minimum(master.value, 2.0005), "float32")
+    np.testing.assert_array_equal(master, np.float32([own[0], 2.0005, 2.0005]))

@@ -91,18 +91,111 @@ def test_a_save_by_an_earlier_callback_has_the_place_in_fit(tmp_path):
     assert checkpoint.newest(tmp_path).step == 12
 
 
+L = keras.layers
+
+
+class Own(L.Layer):
+    """Has weights that Keras names, and one whose name has the layer's in it."""
+
+    def build(self, shape):
+        self.a = self.add_weight((4,), "ones")
+        self.b = self.add_weight((4,), "ones", name=f"{self.name}_b")
+        self.seed = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x * self.a + self.b
+
+
+def _nested(*more):
+    inner = keras.Sequential([keras.Input((4,)), L.Dense(4), Own(), L.Dropout(0.5)])
+    return [inner, Own(), *more, L.Dense(6)]
+
+
+def _built(make):
+    """A model in a process that has built others before."""
+    strategy = ZeroStrategy()
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((4,)), *make()])
+        model.compile(strategy.optimizer(keras.optimizers.Adam(0.1)), "mse")
+    return strategy, model
+
+
+def test_a_model_built_again_in_the_same_process_goes_on(tmp_path):
+    first, second = _built(_nested), _built(_nested)
+    assert [v.path for v in first[1].variables] != [v.path for v in second[1].variables]
+    first[1].fit(X, X @ np.ones((4, 6)), verbose=0)
+    first[0].save_checkpoint(tmp_path)
+    second[0].restore_checkpoint(tmp_path)
+    for found, expected in zip(second[1].variables, first[1].variables, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    slots = first[1].optimizer.variables
+    for found, expected in zip(second[1].optimizer.variables, slots, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_several_models_have_names_of_their_own(tmp_path):
+    for steps in 2, 0:  # saves, and then restores
+        keras.Sequential([L.Dense(1)])  # which counts
+        strategy = ZeroStrategy()
+        with strategy.scope():
+            models = [keras.Sequential([keras.Input((4,)), L.Dense(1)]) for _ in range(2)]
+            for model in models:
+                model.compile(strategy.optimizer(keras.optimizers.Adam(0.1)), "mse")
+        for _ in range(steps):
+            models[1].train_on_batch(X, X[:, :1])
+        if steps:
+            strategy.save_checkpoint(tmp_path)
+            expected = [model.get_weights() for model in models]
+    assert strategy.restore_checkpoint(tmp_path) == 2
+    assert [int(model.optimizer.iterations) for model in models] == [0, 2]
+    for model, weights in zip(models, expected, strict=True):
+        for found, weight in zip(model.get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(found, weight)
+
+
 def test_another_models_checkpoint_is_refused(tmp_path):
-    strategy, _ = _restarted(keras.Input((4,)), keras.layers.Dense(6, use_bias=False))
+    strategy, _ = _restarted(keras.Input((4,)), L.Dense(6, use_bias=False))
     strategy.save_checkpoint(tmp_path)
     for features, units in (6, 4), (4, 5):
-        strategy, model = _restarted(
-            keras.Input((features,)), keras.layers.Dense(units, use_bias=False)
-        )
+        strategy, model = _restarted(keras.Input((features,)), L.Dense(units, use_bias=False))
         before = model.get_weights()
         message = rf"dense/kernel' of shape \(4, 6\), .* of shape \({features}, {units}\)"
         with pytest.raises(CheckpointError, match=message):
             strategy.restore_checkpoint(tmp_path)
         np.testing.assert_array_equal(model.get_weights(), before)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (lambda: _nested(L.Dense(4)), r"no 'model/dense_1/kernel' of shape \(4, 6\)"),
+        (lambda: _nested()[1:], r"has 'model/sequential/dense/kernel' .*, which the model has not"),
+        (
+            lambda: [*_nested()[:-1], L.Dense(6, name="head")],
+            "no 'model/head/kernel' .* has 'model/dense/kernel' .*, which the model has not",
+        ),
+        (lambda: _nested(L.Dropout(0.5)), "no 'seed/dropout/seed_generator_state'"),
+    ],
+)
+def test_another_structures_checkpoint_is_refused(tmp_path, layers, message):
+    _built(_nested)[0].save_checkpoint(tmp_path)
+    strategy, _ = _built(layers)
+    with pytest.raises(CheckpointError, match=message):
+        strategy.restore_checkpoint(tmp_path)
+
+
+def test_a_model_with_layers_frozen_since_goes_on(tmp_path):
+    def frozen():
+        layers = _nested()
+        layers[0].trainable = False
+        return layers
+
+    strategy, model = _built(_nested)
+    strategy.save_checkpoint(tmp_path)
+    strategy, other = _built(frozen)
+    strategy.restore_checkpoint(tmp_path)
+    for found, weight in zip(other.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, weight)
 
 
 def test_a_model_that_is_not_built_is_refused(tmp_path):

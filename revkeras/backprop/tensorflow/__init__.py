@@ -8,6 +8,7 @@ from revkeras.backprop.tensorflow.graph import (
     compiles_by_default,
     eager_scope,
     is_eager,
+    may_be_replayed,
     require,
     shared,
     snapshot,
@@ -16,6 +17,7 @@ from revkeras.backprop.tensorflow.layer_calls import is_read, is_same_tensor, la
 from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
 from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
+from revkeras.backprop.tensorflow.unread import read_late
 from revkeras.backprop.tensorflow.updates import offer_update, take_updated
 
 __all__ = [
@@ -30,8 +32,10 @@ __all__ = [
     "is_read",
     "is_same_tensor",
     "layer_calls",
+    "may_be_replayed",
     "offer_update",
     "place",
+    "read_late",
     "require",
     "residence",
     "reversible",

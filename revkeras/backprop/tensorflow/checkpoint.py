@@ -6,9 +6,10 @@ from typing import Any
 import tensorflow as tf
 
 from revkeras.backprop.tensorflow.custom_gradient import with_gradient
-from revkeras.backprop.tensorflow.graph import after, detached, one_piece, pull_back
+from revkeras.backprop.tensorflow.graph import after, detached, one_piece, vjp
 from revkeras.backprop.tensorflow.replayable import check_replays, refuse_untracked
 from revkeras.backprop.tensorflow.residence import InPlace
+from revkeras.backprop.tensorflow.unread import read_as_used
 
 
 def checkpoint(
@@ -27,7 +28,8 @@ def checkpoint(
     function of which it is not known that it computes the same each time.
     """
     residence = residence or InPlace()
-    arguments, n_inputs, n_weights = (inputs, weights), len(inputs), len(weights)
+    state = read_as_used(function, (inputs, weights), state)
+    arguments, n_weights = (inputs, weights), len(weights)
 
     def fetched(weights, state, gate):
         values = residence.fetch(owners, [*weights, *state], gate)
@@ -42,21 +44,19 @@ def checkpoint(
             results = function(inputs, own, after(inputs, found))
         refuse_untracked(watcher.watched_variables())
 
-        def grad(kept, *gradients):
+        def grad(*gradients):
             doutputs, _ = tf.nest.pack_sequence_as(results, gradients)
 
             def differentiate(inputs, weights, state, doutputs):
-                with tf.GradientTape() as tape:
-                    tape.watch([inputs, weights])
-                    outputs, _ = function(inputs, weights, state)
-                return pull_back(tape, outputs, doutputs, [*inputs, *weights])
+                _, pull_back = vjp(lambda *args: function(*args, state)[0], inputs, weights)
+                return pull_back(doutputs)
 
-            inputs, weights, state = kept
+            inputs, weights = arguments
             values = fetched(weights, state, [dy for dy in doutputs if dy is not None])
-            gradients = one_piece(differentiate)(inputs, *values, doutputs)
-            dweights = residence.release(owners[:n_weights], gradients[n_inputs:])
-            return [*gradients[:n_inputs], *dweights, *[None] * len(state)]
+            dinputs, dweights = one_piece(differentiate)(inputs, *values, doutputs)
+            dweights = residence.release(owners[:n_weights], dweights)
+            return [*dinputs, *dweights, *[None] * len(state)]
 
-        return results, grad, (*arguments, state)
+        return results, grad
 
     return with_gradient(run, inputs, weights, state)

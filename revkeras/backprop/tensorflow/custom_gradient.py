@@ -1,89 +1,153 @@
 """Gradients of our own, which live as long as the graph that they are made in.
 
-TensorFlow's registry, where what differentiates whole graphs looks, forgets nothing, and in a
-graph `tf.custom_gradient` puts the gradient there itself: with its graph and all weights that it
-knows, so each model that was called in a graph stayed for ever. Here it gets to know a name.
+Inside a graph, `tf.custom_gradient` stores the gradient in a global registry that is never
+cleared. The gradient keeps its graph and weights alive, so every traced model leaked. We
+register only a name that resolves to a weak reference.
 """
 
-import contextlib
-import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from revkeras.backprop.tensorflow.bundle import bundle
 from revkeras.backprop.tensorflow.graph import kept_by_graph
+from revkeras.backprop.tensorflow.keeping import Keeping
 
 _numbers_of_gradients = itertools.count()
 
 
 def with_gradient(function: Callable, *arguments: Any) -> Any:
-    """Calls `function(*arguments) -> (results, gradient, kept)`; the results have that gradient.
+    """Calls `function(*arguments) -> (results, gradient)`; the results have that gradient.
 
-    `gradient(kept, *dresults)` returns a list with one for each tensor of the arguments. `kept`
-    is a structure of the tensors that it reads: all of which there is one for each block.
+    `gradient(*dresults)` gets `None` for each result that the loss does not depend on. It
+    returns a list with one gradient, or `None`, for each tensor of the arguments. One that reads
+    tensors of every block is a `Keeping`.
     """
-    if tf.executing_eagerly():
-
-        @tf.custom_gradient
-        def run(*arguments: Any) -> tuple[Any, Callable]:
-            results, gradient, kept = function(*arguments)
-            return results, functools.partial(gradient, kept)
-
-        return run(*arguments)
     arguments = tf.nest.map_structure(tf.convert_to_tensor, arguments)  # variables are read once
-    results, gradient, kept = function(*arguments)
+    results, gradient = function(*arguments)
     given, flat = tf.nest.flatten(arguments), tf.nest.flatten(results)
     n = len(flat)
-    # Saving a gradient takes TensorFlow the square of the number of tensors that it reads.
-    unbundle = bundle(kept)
+    copies = _differentiated_by(_after_graph(gradient, n), [*flat, *given])[:n]
+    connected: list = []
 
-    def of_copies(operation: tf.Operation | None, *doutputs: Any) -> list:
-        exported = operation is None
-        return [*[None] * n, *gradient(unbundle() if exported else kept, *doutputs[:n])]
+    def from_tape(*dresults: Any) -> list:
+        chosen = [d if any(d is c for c in connected) else None for d in dresults]
+        connected.clear()
+        return gradient(*chosen)
 
-    with _differentiated_by(of_copies):
-        copies = tf.identity_n([*flat, *given])[:n]
-    record.record_operation("with_gradient", copies, given, functools.partial(gradient, kept))
-    return tf.nest.pack_sequence_as(results, copies)
+    record.record_operation("with_gradient", copies, given, from_tape, _refuse_forward_mode)
+    return tf.nest.pack_sequence_as(results, [_noting(connected, y) for y in copies])
 
 
-def stand_in(values: list, dvalues: list) -> tf.Tensor:
-    """A scalar that stands for `values` on tapes; what differentiates it puts their gradients.
+def stand_ins(values: list) -> list[tf.Tensor]:
+    """Scalars whose gradients, of whatever shape, are those of `values`.
 
-    They are in `dvalues` by then. `with_gradient` copies its arguments in one operation with its
-    results, and so to the results' device; this copies none on tapes, which in a graph make zeros
-    for each copy: a quarter of the graph of a deep stack.
+    `with_gradient` copies its arguments in one operation with its results, and so to the
+    results' device. With these for arguments, values stay where they are.
     """
     if tf.executing_eagerly():
+        return values
+    zeros = {}
+    for dtype in dict.fromkeys(value.dtype for value in values):
+        # Any shape, as the gradient's is the value's.
+        zeros[dtype] = tf.compat.v1.placeholder_with_default(tf.zeros((), dtype), None)
+    scalars = []
+    for value in values:
+        scalar, _ = _identity(_stand_in_gradient(value), [zeros[value.dtype], value])
+        record.record_operation("stand_in", [scalar], [value], lambda d: [d], _refuse_forward_mode)
+        scalars.append(scalar)
+    return scalars
 
-        @tf.custom_gradient
-        def zero(*_):
-            return tf.zeros(()), lambda _: list(dvalues)
 
-        return zero(*values)
-    with _differentiated_by(lambda *_: [None, *dvalues]):
-        token = tf.identity_n([tf.zeros(()), *values])[0]
-    record.record_operation("stand_in", [token], list(values), lambda _: list(dvalues))
-    return token
+_stand_in_gradients: set[str] = set()  # those that TensorFlow's registry has
 
 
-@contextlib.contextmanager
-def _differentiated_by(gradient: Callable) -> Iterator[None]:
-    """The `tf.identity_n` made inside has this gradient, and no tape sees it."""
+def _stand_in_gradient(value: tf.Tensor) -> str:
+    """The name of a gradient; an export traces it once, for one dtype and shape."""
+    sizes = "unknown" if value.shape.rank is None else "x".join(map(str, value.shape))
+    name = f"RevkerasStandIn{value.dtype.name}.{sizes}"
+    if name not in _stand_in_gradients:
+        tf.RegisterGradient(name)(lambda operation, dscalar, dcopy: [None, dscalar])
+        _stand_in_gradients.add(name)
+    return name
+
+
+def _noting(connected: list, y: tf.Tensor) -> tf.Tensor:
+    """`y`; its gradient, if it gets one, is put into `connected`.
+
+    A tape makes zeros for outputs of an operation that have no gradient. Weights that the loss
+    does not depend on would get zeros too where plain Keras has `None`.
+    """
+
+    def gradient(dy: Any) -> list:
+        connected.append(tf.identity(dy))
+        return [connected[-1]]
+
+    with record.stop_recording():
+        copy = tf.identity(y)
+    record.record_operation("noting", [copy], [y], gradient)
+    return copy
+
+
+def _refuse_forward_mode(*_: Any) -> None:
+    raise NotImplementedError(
+        "`tf.autodiff.ForwardAccumulator` cannot differentiate what revkeras computes again in the "
+        "backward pass. Use `tf.GradientTape`, two of them for products with a Hessian, or "
+        "`memory_mode='none'`, where TensorFlow sees every operation."
+    )
+
+
+def _after_graph(gradient: Callable, n: int) -> Callable:
+    """The gradient of an operation with `n` results, for what differentiates whole graphs."""
+
+    def of_operation(operation: Any, *doutputs: Any) -> list:
+        chosen = [None if _is_filled_in(d) else d for d in doutputs[:n]]
+        # An export traces the gradient of no operation.
+        is_saved = operation is None and isinstance(gradient, Keeping)
+        return [*[None] * n, *(gradient.saved if is_saved else gradient)(*chosen)]
+
+    return of_operation
+
+
+def _is_filled_in(d: Any) -> bool:
+    """Whether a symbolic gradient is the zeros that TensorFlow makes where there is none."""
+    if d is None or d.op.type == "ZerosLike":
+        return True
+    if d.op.type == "Fill":
+        return tf.get_static_value(d.op.inputs[1]) == 0
+    return d.op.type == "Const" and not np.any(tf.get_static_value(d))
+
+
+def _differentiated_by(gradient: Callable, tensors: list) -> list[tf.Tensor]:
+    """Copies of the tensors with this gradient in graphs; no tape sees them."""
+    if tf.executing_eagerly():
+        with record.stop_recording():
+            return [tf.identity(x) for x in tensors]
     kept_by_graph("gradients", list).append(gradient)
-    name, found = f"Revkeras{next(_numbers_of_gradients)}", weakref.ref(gradient)
+    found = weakref.ref(gradient)
 
-    # AutoGraph, which an export uses, would take as long as all the rest.
-    @tf.RegisterGradient(name)
+    # AutoGraph, by which an export traces it, would take as long as all else in the gradient.
     @tf.autograph.experimental.do_not_convert
-    def resolved(operation: tf.Operation | None, *doutputs: Any) -> list:
-        return found()(operation, *doutputs)
+    def resolved(operation: Any, *doutputs: Any) -> list:
+        gradient = found()
+        if gradient is None:
+            raise LookupError(
+                "The graph in which a revkeras layer was called is gone, and its gradient with it. "
+                "Keep the `tf.function`, `tf.Graph` or model that the graph belongs to for as long "
+                "as you differentiate what was made of it."
+            )
+        return gradient(operation, *doutputs)
 
+    name = f"Revkeras{next(_numbers_of_gradients)}"
+    tf.RegisterGradient(name)(resolved)
+    return _identity(name, tensors)
+
+
+def _identity(gradient: str, tensors: list) -> list[tf.Tensor]:
     graph = tf.compat.v1.get_default_graph()
-    with record.stop_recording(), graph.gradient_override_map({"IdentityN": name}):
-        yield
+    with record.stop_recording(), graph.gradient_override_map({"IdentityN": gradient}):
+        return tf.identity_n(tensors)

@@ -22,12 +22,14 @@ class Fingerprint:
         operations: The types of the operations in it.
         reads: The tensors that are read from outside. They are told apart by their
             addresses, so they have to live as long as the fingerprint does.
+        is_used: Whether anything in it reads each of the arguments.
     """
 
     digest: bytes
     shows_gradient: bool
     operations: frozenset[str] = dataclasses.field(compare=False, repr=False)
     reads: tuple = dataclasses.field(compare=False, repr=False)
+    is_used: tuple[bool, ...] = dataclasses.field(compare=False, repr=False)
 
 
 def fingerprint(function: Callable, arguments: Any) -> Fingerprint:
@@ -47,6 +49,7 @@ def fingerprint(function: Callable, arguments: Any) -> Fingerprint:
         not reader.custom_gradients,
         frozenset(reader.operations),
         tuple(outside for outside, _ in found.reads),
+        tuple(found.is_used),
     )
 
 

@@ -1,8 +1,7 @@
 """What keeps TensorFlow from merging, reordering or recording what must not be."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +14,11 @@ from tensorflow.python.ops.gradients_util import (
 
 eager_scope = tf.init_scope
 is_eager = tf.executing_eagerly
+
+
+def may_be_replayed() -> bool:
+    """Whether anything could ask for the gradient of what is computed now."""
+    return not tf.executing_eagerly() or record.could_possibly_record()
 
 
 def snapshot(variables: Sequence) -> list[tf.Tensor]:
@@ -77,16 +81,15 @@ def one_piece(function: Callable, as_written: bool = False) -> Callable:
     With `as_written`, Grappler does not reorder the arithmetic in it either.
     """
     if tf.executing_eagerly():
-        # Copies, as of a graph's arguments: were one tensor given twice, a tape would
-        # give each of its two places the gradient of both.
-        return lambda *args: function(*tf.nest.map_structure(tf.identity, args))
+        return function
     function = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
     if not as_written:
         return repeated(function)
 
     def call(*args: Any) -> Any:
-        with _arithmetic_as_written():
-            return function(*args)
+        results = function(*args)
+        _keep_arithmetic_as_written(_made_by(results))
+        return results
 
     return repeated(call)
 
@@ -109,8 +112,7 @@ def repeated(function: Callable) -> Callable:
         if key not in first:
             first[key] = function(*args)
             return first[key]
-        operation = next(y.op for y in tf.nest.flatten(first[key]) if y is not None)
-        outputs = _copy(operation, given)
+        outputs = _copy(_made_by(first[key]), given)
         return tf.nest.map_structure(
             lambda y: None if y is None else outputs[y.value_index], first[key]
         )
@@ -150,16 +152,21 @@ def shared(function: Callable, *key: Any) -> Callable:
     return known[key]
 
 
-@contextlib.contextmanager
-def _arithmetic_as_written() -> Iterator[None]:
-    options = ("arithmetic_optimization", "constant_folding")
-    found = tf.config.optimizer.get_experimental_options()
-    tf.config.optimizer.set_experimental_options(dict.fromkeys(options, False))
-    try:
-        yield
-    finally:
-        found = {name: found.get(name, True) for name in options}
-        tf.config.optimizer.set_experimental_options(found)
+def _made_by(results: Any) -> tf.Operation:
+    """The operation that calls a `tf.function`, from what the call returned."""
+    return next(y.op for y in tf.nest.flatten(results) if y is not None)
+
+
+def _keep_arithmetic_as_written(call: tf.Operation) -> None:
+    """Tells Grappler so for the function that one operation calls.
+
+    `tf.config.optimizer` would tell all threads, and cannot take back an option that was unset.
+    """
+    config = tf.compat.v1.ConfigProto.FromString(call.get_attr("config_proto"))
+    options = config.graph_options.rewrite_options
+    options.arithmetic_optimization = options.constant_folding = options.OFF
+    value = tf.compat.v1.AttrValue(s=config.SerializeToString(deterministic=True))
+    call._set_attr("config_proto", value)
 
 
 def after(tensors: list, state: list) -> list:
@@ -181,15 +188,35 @@ def detached(tensors: Any) -> Any:
         return tf.nest.pack_sequence_as(tensors, tf.identity_n(flat))
 
 
-def pull_back(tape: tf.GradientTape, outputs: list, doutputs: list, inputs: list) -> list:
-    """The gradients at `inputs`, `None` where nothing depends on one."""
-    pairs = [
-        (y, dy)
-        for y, dy in zip(outputs, doutputs, strict=True)
-        if y.dtype.is_floating and dy is not None
-    ]
-    gradients = tape.gradient([y for y, _ in pairs], inputs, [dy for _, dy in pairs])
-    return [None if d is None else tf.convert_to_tensor(d) for d in gradients]
+def vjp(function: Callable, *arguments: Any) -> tuple[Any, Callable]:
+    """`function(*arguments)`, and its vector-Jacobian product.
+
+    Arguments are copied for it. On a tape, a tensor that appears in two places, such as a block's
+    input and its output, receives the gradient of both in each of them.
+
+    Returns:
+        `(outputs, pull_back)`: `pull_back(doutputs)`, callable once, returns gradients in
+        the structure of the arguments. Either side has `None` where there is no gradient.
+    """
+    with tf.GradientTape() as tape:
+        copies = tf.nest.map_structure(tf.identity, arguments)
+        tape.watch(tf.nest.flatten(copies))
+        outputs = function(*copies)
+
+    def pull_back(doutputs: Any) -> tuple:
+        pairs = [
+            (y, dy)
+            for y, dy in zip(tf.nest.flatten(outputs), tf.nest.flatten(doutputs), strict=True)
+            if dy is not None and y.dtype.is_floating
+        ]
+        flat = tf.nest.flatten(copies)
+        found = [None] * len(flat)
+        if pairs:
+            found = tape.gradient([y for y, _ in pairs], flat, [dy for _, dy in pairs])
+        found = [None if d is None else tf.convert_to_tensor(d) for d in found]
+        return tf.nest.pack_sequence_as(copies, found)
+
+    return outputs, pull_back
 
 
 def add_gradients(a: tf.Tensor | None, b: tf.Tensor | None) -> tf.Tensor | None:
@@ -197,8 +224,3 @@ def add_gradients(a: tf.Tensor | None, b: tf.Tensor | None) -> tf.Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
-
-
-def or_zeros(gradients: Iterable, tensors: list) -> list[tf.Tensor]:
-    """The gradients, with zeros in the places of missing ones."""
-    return [tf.zeros_like(x) if d is None else d for d, x in zip(gradients, tensors, strict=True)]

@@ -17,9 +17,8 @@ from revkeras.backprop.tensorflow.graph import (
     add_gradients,
     kept_by_graph,
     one_piece,
-    or_zeros,
-    pull_back,
     specs,
+    vjp,
 )
 from revkeras.backprop.tensorflow.replayable import refuse_changing, refuse_unreplayable
 from revkeras.debugging import checks_enabled
@@ -34,17 +33,20 @@ class Passes:
         forward: `forward(carry, weights, state) -> (carry, sides, updates)`.
         backward: `backward(carry, dcarry, weights, state, dsides)`, from the carry
             after the step and the gradient there, returns
-            `(carry, dcarry, dweights)`, those before it.
+            `(carry, dcarry, dweights)`, those before it. Gradients are `None` where the
+            loss does not depend on a value.
+        uses: Whether the step reads each of its states.
     """
 
     forward: Callable
     backward: Callable
+    uses: tuple[bool, ...]
 
 
 def passes(step: Step, carry: list, weights: list, state: list) -> Passes:
     """The passes of a step; in a graph, those of the first step in it that is the same."""
     if tf.executing_eagerly():
-        return _passes(step)
+        return _passes(step, (True,) * len(state))
     values = carry, weights, state
     # A message of `revkeras.debugging` names the step.
     flags = step.exact, step.settles, step.compiled, step.inference, checks_enabled() and step.name
@@ -78,7 +80,9 @@ def _passes_of_same_graph(step: Step, values: tuple, flags: tuple) -> Passes:
     if (found, flags) not in known:
         if step.unproven and fingerprint(traced, values) != found:
             refuse_changing(step.name, found.operations)
-        known[found, flags] = _passes(step, attends="Softmax" in found.operations)
+        n_state = len(values[2])
+        uses = found.is_used[len(found.is_used) - n_state :]
+        known[found, flags] = _passes(step, uses, attends="Softmax" in found.operations)
     return known[found, flags]
 
 
@@ -99,7 +103,7 @@ def _all_that_differs(step: Step, with_gradient: bool = False) -> Callable:
     return traced
 
 
-def _passes(step: Step, attends: bool = False) -> Passes:
+def _passes(step: Step, uses: tuple[bool, ...], attends: bool = False) -> Passes:
     # Grappler moves the factor of attention's scores to the softmax in its gradient, which is
     # then there twice: four matrices of scores where three do, and no time is won by it. GELU
     # is a tenth slower without such moves.
@@ -110,7 +114,7 @@ def _passes(step: Step, attends: bool = False) -> Passes:
     forward = _forward(dataclasses.replace(step, block=block))
     # Outside of training nothing needs to be kept apart, and TFLite converts no function calls.
     is_open = step.inference and not step.compiled and not tf.executing_eagerly()
-    return Passes(forward if is_open else whole(forward), whole(_backward(step, block)))
+    return Passes(forward if is_open else whole(forward), whole(_backward(step, block)), uses)
 
 
 def _forward(step: Step) -> Callable:
@@ -126,22 +130,18 @@ def _backward(step: Step, block: Callable) -> Callable:
         outputs: list, doutputs: list, weights: list, state: list, dsides: list
     ) -> tuple[list, list, list]:
         source = step.recover(outputs, weights, state)
-        with tf.GradientTape() as block_tape:
-            block_tape.watch([source, weights])
-            fx, sides, _ = step.block(source, weights, state)
+        (fx, _), through_block = vjp(
+            lambda source, weights: step.block(source, weights, state)[:2], source, weights
+        )
         same_fx = block(source, weights, state)[0] if step.exact else fx
         inputs = step.uncouple(outputs, same_fx, source)
         inputs = _checked(inputs, f"The input of {step.name} was rebuilt with")
-        with tf.GradientTape(persistent=True) as coupling_tape:
-            coupling_tape.watch([inputs, fx])
-            again, source_again = step.couple(inputs, fx), step.source(inputs)
-        gradients = pull_back(coupling_tape, again, doutputs, [*inputs, *fx])
-        dinputs, dfx = gradients[: len(inputs)], or_zeros(gradients[len(inputs) :], fx)
-        gradients = pull_back(block_tape, [*fx, *sides], [*dfx, *dsides], [*source, *weights])
-        dsource, dweights = gradients[: len(source)], gradients[len(source) :]
-        more = pull_back(coupling_tape, source_again, or_zeros(dsource, source), inputs)
-        dinputs = or_zeros(map(add_gradients, dinputs, more), inputs)
-        return inputs, dinputs, dweights
+        _, through_coupling = vjp(step.couple, inputs, fx)
+        _, through_source = vjp(step.source, inputs)
+        dinputs, dfx = through_coupling(doutputs)
+        dsource, dweights = through_block((dfx, dsides))
+        (more,) = through_source(dsource)
+        return inputs, [add_gradients(d, e) for d, e in zip(dinputs, more)], dweights
 
     return backward
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import op_def_registry
 
 from revkeras.backprop.tensorflow.fingerprint import fingerprint
 
@@ -32,29 +33,29 @@ def refuse_untracked(variables: Sequence[tf.Variable]) -> None:
         )
 
 
-_DRAWS = {
-    "FractionalAvgPool",
-    "FractionalMaxPool",
-    "Multinomial",
-    "NonDeterministicInts",
-    "ParameterizedTruncatedNormal",
-    "RandomGamma",
-    "RandomPoisson",
-    "RandomPoissonV2",
-    "RandomShuffle",
-    "RandomStandardNormal",
-    "RandomUniform",
-    "RandomUniformInt",
-    "RngReadAndSkip",
-    "StatefulRandomBinomial",
-    "TruncatedNormal",
+# TensorFlow calls these stateful, and a replay may repeat them.
+_READS = {"ReadVariableOp", "VarHandleOp", "VarIsInitializedOp", "VariableShape"} | {
+    "ResourceGather",
+    "ResourceGatherNd",
+    "DeviceIndex",
+    "IsTensorFloat32Enabled",
+    "HashTableV2",
+    "LookupTableFindV2",
+    "LookupTableSizeV2",
+    "StatelessRandomGetAlg",
 }
+_CHECKS = {"Assert", "CheckNumerics", "CheckNumericsV2", "Print", "PrintV2"}
+_CALLS = {"Case", "If", "RemoteCall", "StatefulPartitionedCall", "While"}  # looked into themselves
+_PURE = {"CudnnRNN", "CudnnRNNV2", "CudnnRNNV3", "Empty", "Placeholder", "XlaCallModule"}
+_REPEATABLE = _READS | _CHECKS | _CALLS | _PURE
+# These draw random numbers, and TensorFlow does not call them stateful.
+_UNREPEATABLE = {"FractionalAvgPool", "FractionalMaxPool"}
 
 
 def refuse_changing(name: str, operations: Iterable[str]) -> None:
     """Raises for a step that traces to another graph each time."""
-    if {"PyFunc", "EagerPyFunc", "PyFuncStateless"} & set(operations):
-        return  # these have another number each time
+    if "PyFuncStateless" in operations:
+        return  # it has another number each time
     raise ValueError(
         f"{name} does not trace to the same graph twice, so its replay in the backward pass would "
         "compute something else. Its `call()` depends on Python values that change, such as "
@@ -66,13 +67,21 @@ def refuse_changing(name: str, operations: Iterable[str]) -> None:
 
 
 def refuse_unreplayable(name: str, operations: Iterable[str]) -> None:
-    """Raises if a step draws random numbers that it would not draw again."""
-    found = sorted(_DRAWS & set(operations))
-    if found:
+    """Raises if a step does what would not be the same when it is done again."""
+    if found := sorted(filter(_is_unrepeatable, operations)):
         raise ValueError(
-            f"{name} draws random numbers by TensorFlow's {', '.join(found)}, which gives others "
-            "when the block is replayed in the backward pass. Draw them by `keras.random` with "
+            f"{name} runs TensorFlow's {', '.join(found)}, which need not give the same when the "
+            "block is replayed in the backward pass. Draw random numbers by `keras.random` with "
             "`seed=self.seed_generator`, a `keras.random.SeedGenerator` made in the block's "
-            "`__init__()`, or leave the block out of what is recomputed, as `memory_mode='none'` "
-            "does."
+            "`__init__()`; call a Python function that always computes the same by "
+            "`tf.numpy_function(..., stateful=False)`; or leave the block out of what is "
+            "recomputed, as `memory_mode='none'` does."
         )
+
+
+def _is_unrepeatable(operation: str) -> bool:
+    definition = op_def_registry.get(operation)  # none of a function's name
+    is_stateful = definition is not None and definition.is_stateful
+    return operation in _UNREPEATABLE or (
+        is_stateful and operation not in _REPEATABLE and not operation.startswith("TensorArray")
+    )

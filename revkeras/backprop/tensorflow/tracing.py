@@ -17,6 +17,7 @@ class Trace:
         reads: Pairs of a tensor that it read from outside, and what stands for it.
         results: The structure that it returned, of tensors of the graph and `None`.
         graph: What owns the functions that the definition calls.
+        is_used: Whether anything reads each of the arguments.
     """
 
     definition: Any
@@ -24,6 +25,7 @@ class Trace:
     reads: list[tuple[tf.Tensor, tf.Tensor]]
     results: Any
     graph: tf.Graph
+    is_used: list[bool]
 
 
 def trace(function: Callable, arguments: Any) -> Trace:
@@ -37,9 +39,11 @@ def trace(function: Callable, arguments: Any) -> Trace:
         results = tf.nest.map_structure(
             lambda y: None if y is None else tf.identity(y), function(*placeholders)
         )
+        arguments = tensors_of(placeholders)
+        is_used = [bool(x.consumers()) for x in arguments]
     # Small eager tensors become constants, whose values the definition has.
     reads = [(outside, x) for outside, x in graph.captures if x.op.type == "Placeholder"]
-    return Trace(graph.as_graph_def(), tensors_of(placeholders), reads, results, graph)
+    return Trace(graph.as_graph_def(), arguments, reads, results, graph, is_used)
 
 
 def tensors_of(structure: Any) -> list[tf.Tensor]:

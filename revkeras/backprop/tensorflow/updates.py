@@ -9,9 +9,6 @@ import tensorflow as tf
 
 from revkeras.backprop.tensorflow.graph import forgotten_by_graph, kept_by_graph
 
-# The types of operations that change a variable begin so.
-_WRITES = ("Assign", "Resource")
-
 
 @dataclasses.dataclass
 class Ledger:
@@ -102,8 +99,9 @@ def use_up(variables: Sequence, gradients: list, tensors: Any) -> tuple[list, An
     # Where the weights are; else those on the host, and their slots, came to the device.
     with tf.device(mine[0].value.device):
         own.update([gradients[i] for i in whole], mine)
-    # In a function of its own, as blocks are, each update took 0.1 s to trace.
-    done = [x for x in graph.get_operations()[n:] if x.type.startswith(_WRITES)]
+    # In a function of its own, as blocks are, each update took 0.1 s to trace. What it does
+    # inside conditions, loops and functions is in the operation that calls them.
+    done = [x for x in graph.get_operations()[n:] if x.op_def.is_stateful]
     # The gradients of many blocks would be there at a time otherwise.
     with tf.control_dependencies(done):
         tensors = tf.nest.map_structure(tf.identity, tensors)

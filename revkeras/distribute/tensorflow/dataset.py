@@ -5,18 +5,35 @@ from typing import Any
 
 import tensorflow as tf
 
+from revkeras.distribute.first_batches import COUNT, FirstBatches
+
 
 def is_dataset(data: Any) -> bool:
     """Whether `data` is a `tf.data.Dataset`."""
     return isinstance(data, tf.data.Dataset)
 
 
-def rows_of_rank(dataset: tf.data.Dataset, rank: int, size: int) -> tf.data.Dataset:
-    """The rank's rows of each batch.
+def rows_of_rank(
+    dataset: tf.data.Dataset, rank: int, size: int, first: FirstBatches
+) -> tf.data.Dataset:
+    """The rank's rows of each batch; `first` takes note of the first whole batches.
 
     Rows that are not enough for one more a rank are left out; of fewer rows than ranks, each
     takes all.
     """
+
+    def note(index: Any, *tensors: Any) -> Any:
+        first.note(int(index), tensors)
+        return index
+
+    def noted(index: tf.Tensor, batch: Any) -> tuple:
+        tensors = [index, *tf.nest.flatten(batch, expand_composites=True)]
+        tf.cond(
+            index < COUNT,
+            lambda: tf.numpy_function(note, tensors, tf.int64),
+            lambda: index,
+        )
+        return index + 1, batch
 
     def rows(x: tf.Tensor) -> tf.Tensor:
         n = tf.shape(x)[0]
@@ -28,7 +45,9 @@ def rows_of_rank(dataset: tf.data.Dataset, rank: int, size: int) -> tf.data.Data
         batch = tf.nest.map_structure(rows, batch)
         return batch if len(batch) > 1 else batch[0]
 
-    return dataset.map(take, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.scan(tf.constant(0, tf.int64), noted)
+    dataset = dataset.map(take, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 def rows_if_even(dataset: tf.data.Dataset, size: int) -> int:
