@@ -29,7 +29,7 @@ def gathered(engine: Any, variables: Sequence, shards: list, wires: Sequence[str
         wires: The dtypes in which they are gathered and returned.
     """
 
-    def run(*shards: Any) -> tuple[list, Callable, list]:
+    def run(*shards: Any) -> tuple[list, Callable]:
         whole: list = [None] * len(variables)
         for wire in dict.fromkeys(wires):
             chosen = [i for i, w in enumerate(wires) if w == wire]
@@ -42,7 +42,7 @@ def gathered(engine: Any, variables: Sequence, shards: list, wires: Sequence[str
             for i, value in zip(chosen, parts):
                 whole[i] = value
         # By `scattered`, and not by those of the operations above, which sum up in 16 bits.
-        return whole, lambda _, *gradients: scattered(engine, variables, list(gradients)), []
+        return whole, lambda *gradients: scattered(engine, variables, list(gradients))
 
     return backprop.with_gradient(run, *shards)
 
@@ -70,9 +70,9 @@ def scattered(engine: Any, variables: Sequence, gradients: list) -> list:
 def _scattered_mean(engine: Any, rows: Any) -> Any:
     """This rank's row of the ranks' mean."""
 
-    def run(rows: Any) -> tuple[Any, Callable, list]:
+    def run(rows: Any) -> tuple[Any, Callable]:
         mean = engine.reduce_scatter(rows) / engine.size
-        return mean, lambda _, d: [_gathered_rows(engine, d)], []
+        return mean, lambda d: [_gathered_rows(engine, d)]
 
     return backprop.with_gradient(run, rows)
 
@@ -80,8 +80,8 @@ def _scattered_mean(engine: Any, rows: Any) -> Any:
 def _gathered_rows(engine: Any, row: Any) -> Any:
     """All ranks' rows."""
 
-    def run(row: Any) -> tuple[Any, Callable, list]:
-        return engine.all_gather(row), lambda _, d: [_scattered_mean(engine, d)], []
+    def run(row: Any) -> tuple[Any, Callable]:
+        return engine.all_gather(row), lambda d: [_scattered_mean(engine, d)]
 
     return backprop.with_gradient(run, row)
 

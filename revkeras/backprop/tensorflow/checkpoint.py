@@ -44,19 +44,19 @@ def checkpoint(
             results = function(inputs, own, after(inputs, found))
         refuse_untracked(watcher.watched_variables())
 
-        def grad(kept, *gradients):
+        def grad(*gradients):
             doutputs, _ = tf.nest.pack_sequence_as(results, gradients)
 
             def differentiate(inputs, weights, state, doutputs):
                 _, pull_back = vjp(lambda *args: function(*args, state)[0], inputs, weights)
                 return pull_back(doutputs)
 
-            inputs, weights, state = kept
+            inputs, weights = arguments
             values = fetched(weights, state, [dy for dy in doutputs if dy is not None])
             dinputs, dweights = one_piece(differentiate)(inputs, *values, doutputs)
             dweights = residence.release(owners[:n_weights], dweights)
             return [*dinputs, *dweights, *[None] * len(state)]
 
-        return results, grad, (*arguments, state)
+        return results, grad
 
     return with_gradient(run, inputs, weights, state)

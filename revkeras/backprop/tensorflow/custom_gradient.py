@@ -14,30 +14,30 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from revkeras.backprop.tensorflow.bundle import bundle
 from revkeras.backprop.tensorflow.graph import kept_by_graph
+from revkeras.backprop.tensorflow.keeping import Keeping
 
 _numbers_of_gradients = itertools.count()
 
 
 def with_gradient(function: Callable, *arguments: Any) -> Any:
-    """Calls `function(*arguments) -> (results, gradient, kept)`; the results have that gradient.
+    """Calls `function(*arguments) -> (results, gradient)`; the results have that gradient.
 
-    `gradient(kept, *dresults)` gets `None` for each result that the loss does not depend on. It
-    returns a list with one gradient, or `None`, for each tensor of the arguments. `kept` is a
-    structure of the tensors that it reads: all of which there is one for each block.
+    `gradient(*dresults)` gets `None` for each result that the loss does not depend on. It
+    returns a list with one gradient, or `None`, for each tensor of the arguments. One that reads
+    tensors of every block is a `Keeping`.
     """
     arguments = tf.nest.map_structure(tf.convert_to_tensor, arguments)  # variables are read once
-    results, gradient, kept = function(*arguments)
+    results, gradient = function(*arguments)
     given, flat = tf.nest.flatten(arguments), tf.nest.flatten(results)
     n = len(flat)
-    copies = _differentiated_by(_after_graph(gradient, kept, n), [*flat, *given])[:n]
+    copies = _differentiated_by(_after_graph(gradient, n), [*flat, *given])[:n]
     connected: list = []
 
     def from_tape(*dresults: Any) -> list:
         chosen = [d if any(d is c for c in connected) else None for d in dresults]
         connected.clear()
-        return gradient(kept, *chosen)
+        return gradient(*chosen)
 
     record.record_operation("with_gradient", copies, given, from_tape, _refuse_forward_mode)
     return tf.nest.pack_sequence_as(results, [_noting(connected, y) for y in copies])
@@ -101,17 +101,14 @@ def _refuse_forward_mode(*_: Any) -> None:
     )
 
 
-def _after_graph(gradient: Callable, kept: Any, n: int) -> Callable:
+def _after_graph(gradient: Callable, n: int) -> Callable:
     """The gradient of an operation with `n` results, for what differentiates whole graphs."""
-    if tf.executing_eagerly():
-        return gradient
-    # Saving a gradient takes TensorFlow the square of the number of tensors that it reads.
-    unbundle = bundle(kept)
 
-    def of_operation(operation: tf.Operation | None, *doutputs: Any) -> list:
+    def of_operation(operation: Any, *doutputs: Any) -> list:
         chosen = [None if _is_filled_in(d) else d for d in doutputs[:n]]
-        is_exported = operation is None
-        return [*[None] * n, *gradient(unbundle() if is_exported else kept, *chosen)]
+        # An export traces the gradient of no operation.
+        is_saved = operation is None and isinstance(gradient, Keeping)
+        return [*[None] * n, *(gradient.saved if is_saved else gradient)(*chosen)]
 
     return of_operation
 
@@ -133,9 +130,9 @@ def _differentiated_by(gradient: Callable, tensors: list) -> list[tf.Tensor]:
     kept_by_graph("gradients", list).append(gradient)
     found = weakref.ref(gradient)
 
-    # AutoGraph, which an export uses, would take as long as all the rest.
+    # AutoGraph, by which an export traces it, would take as long as all else in the gradient.
     @tf.autograph.experimental.do_not_convert
-    def resolved(operation: tf.Operation | None, *doutputs: Any) -> list:
+    def resolved(operation: Any, *doutputs: Any) -> list:
         gradient = found()
         if gradient is None:
             raise LookupError(

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from revkeras.backprop.tensorflow.custom_gradient import stand_ins, with_gradient
 from revkeras.backprop.tensorflow.graph import add_gradients, detached
+from revkeras.backprop.tensorflow.keeping import Keeping
 from revkeras.backprop.tensorflow.passes import passes
 from revkeras.backprop.tensorflow.replayable import refuse_untracked
 from revkeras.backprop.tensorflow.residence import InPlace
@@ -70,7 +71,6 @@ def reversible(
                 steps, layout.split(detached(inputs)), *own, run_forward
             )
         refuse_untracked(watcher.watched_variables())
-        replayed = [as_tensors(x, found.uses) for x, found in zip(replayed, all_passes)]
         results = layout.join(carry), sides, updates
 
         def grad(kept, *gradients):
@@ -82,7 +82,8 @@ def reversible(
             dweights = [None] * len(weights)
 
             def fetch(i, gate):
-                return fetched(steps[i], [weights[p] for p in steps[i].weights], replayed[i], gate)
+                own = [weights[p] for p in steps[i].weights]
+                return fetched(steps[i], own, replayed[i], gate)
 
             coming = fetch(len(steps) - 1, [d for d in gradients if d is not None])
             for i in reversed(range(len(steps))):
@@ -94,7 +95,8 @@ def reversible(
                     dweights[p] = add_gradients(dweights[p], d)
             return [*_join(layout, carry, dcarry), *dweights]
 
-        return results, grad, (weights, replayed)
+        replayed = [as_tensors(left, found.uses) for left, found in zip(replayed, all_passes)]
+        return results, Keeping.of(grad, (weights, replayed))
 
     with residence.place():
         scalars = stand_ins(weights)
