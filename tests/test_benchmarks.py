@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import deep_stacks
 import distributed
 import fresh_process
 import fused_update
@@ -88,6 +89,15 @@ def test_stacked_loop_trains_as_the_stack_does():
         return fresh_process.measure(script, configuration, environment)["loss_after_a_step"]
 
     assert loss("loop, compiled") == pytest.approx(loss("reversible"), rel=1e-5)
+
+
+@pytest.mark.parametrize("contestant", ["plain", "reversible"])
+def test_deep_stacks_in_a_fresh_process(contestant):
+    configuration = deep_stacks.Configuration(contestant, depth=2)
+    environment = {"PYTHONPATH": str(ROOT)}
+    found = fresh_process.measure(ROOT / "benchmarks/deep_stacks.py", configuration, environment)
+    assert list(found) == list(deep_stacks.PARTS)
+    assert min(found.values()) > 0
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
