@@ -213,7 +213,7 @@ class ReversibleSequential(keras.layers.Layer):
         # with the forward pass and puts off weight gradients: memory grows with depth again.
         self.supports_jit = memory_mode == "none"
         if self.built and memory_mode == "reversible":
-            warn_of_depth(self)
+            warn_of_depth(self, self._depth_limit)
 
     def build(self, input_shape: Any) -> None:
         shape = streams.stream_shape(input_shape, self.split_axis)

@@ -11,6 +11,7 @@ from revkeras import backprop
 from revkeras.checkpoint import Checkpoint
 from revkeras.distribute.building import has_call
 from revkeras.layers import ActNorm
+from revkeras.memory_modes import run_in
 from revkeras.reversible_sequential import ReversibleSequential
 
 
@@ -75,15 +76,11 @@ def _called_plainly(model: keras.Model) -> Iterator[None]:
     layers = model._flatten_layers()
     stacks = [layer for layer in layers if isinstance(layer, ReversibleSequential)]
     checkpoints = [layer for layer in layers if isinstance(layer, Checkpoint)]
-    modes = [stack.memory_mode for stack in stacks]
-    for stack in stacks:
-        stack.memory_mode = "none"
     for checkpoint in checkpoints:
         checkpoint.call = checkpoint.layer
     try:
-        yield
+        with run_in(dict.fromkeys(stacks, "none")):
+            yield
     finally:
-        for stack, mode in zip(stacks, modes):
-            stack.memory_mode = mode
         for checkpoint in checkpoints:
             del checkpoint.call
