@@ -66,7 +66,9 @@ def _noted(layer: keras.layers.Layer) -> list[tuple[Any, Any]]:
 
 
 def _is_noted(name: Any, value: Any) -> bool:
-    is_keras_own = isinstance(name, str) and (name in BOOKKEEPING or name.startswith("_self_"))
+    # A user's layer may well have a `seed` or a `name` of its own.
+    is_private = isinstance(name, str) and name.startswith("_")
+    is_keras_own = is_private and (name in BOOKKEEPING or name.startswith("_self_"))
     # A tensor would keep its graph alive, and what a call leaves in an attribute is its own.
     return not is_keras_own and not _is_tensor(type(value))
 

@@ -23,6 +23,7 @@ class Scheduled(L.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.scale = 1.0
+        self.seed = 1.0
         self.calls = 0
         self.factors = [1.0]
         self.by_name = {"bias": 0.1}
@@ -35,12 +36,14 @@ class Scheduled(L.Layer):
 
     def call(self, x):
         self.calls += 1
-        y = self.activation(self.dense(x)) * self.scale * self.factors[0] * self.schedule.value
+        y = self.activation(self.dense(x)) * self.scale * self.seed
+        y *= self.factors[0] * self.schedule.value
         return y * (1 + 0.1 * self.calls) + self.by_name["bias"]
 
 
 CHANGES = {
     "a number": lambda block: setattr(block, "scale", 3.0),
+    "a name that Keras uses": lambda block: setattr(block, "seed", 3.0),
     "an item of a list": lambda block: block.factors.__setitem__(0, 3.0),
     "a longer list": lambda block: block.factors.insert(0, 3.0),
     "an item of a dictionary": lambda block: block.by_name.__setitem__("bias", 3.0),

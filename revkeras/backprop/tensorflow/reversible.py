@@ -76,8 +76,9 @@ def reversible(
         def grad(kept, *gradients):
             weights, replayed = kept
             gradients, dsides, _ = tf.nest.pack_sequence_as(results, gradients)
+            begin = [d for d in gradients if d is not None]
             # Without the wait, the executor splits (and copies) right after the forward pass.
-            with tf.control_dependencies([d for d in gradients if d is not None]):
+            with tf.control_dependencies(begin):
                 carry, dcarry = layout.split(tracked), _split(layout, gradients)
             dweights = [None] * len(weights)
 
@@ -85,7 +86,7 @@ def reversible(
                 own = [weights[p] for p in steps[i].weights]
                 return fetched(steps[i], own, replayed[i], gate)
 
-            coming = fetch(len(steps) - 1, [d for d in gradients if d is not None])
+            coming = fetch(len(steps) - 1, begin)
             for i in reversed(range(len(steps))):
                 values, coming = coming, fetch(i - 1, carry) if i else None
                 carry, dcarry, dmine = all_passes[i].backward(carry, dcarry, *values, dsides[i])
