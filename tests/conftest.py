@@ -11,6 +11,8 @@ import pytest  # noqa: E402
 
 # `pytest --hypothesis-profile=thorough` draws many more cases.
 hypothesis.settings.register_profile("thorough", max_examples=10_000)
+hypothesis.settings.register_profile("quick", max_examples=200)
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """The backward pass replays what the forward pass did, or an error says why it cannot."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -149,3 +151,19 @@ def test_masks_are_not_left_on_what_was_passed_in(mode):
     streams = [tf.ones((1, 3, 2)), tf.constant([[[1.0] * 2, [3.0] * 2, [5.0] * 2]])]
     stack(streams, mask=tf.constant([[True, False, False]]))
     np.testing.assert_allclose(L.GlobalAveragePooling1D()(streams[1]), [[3.0, 3.0]])
+
+
+def test_gradients_of_a_graph_that_is_gone_say_so():
+    def definition():
+        stack = revkeras.ReversibleSequential([keras.layers.Dense(2)])
+        stack(tf.ones((1, 4)))
+        traced = tf.function(lambda x: stack(x)).get_concrete_function(tf.ones((1, 4)))
+        return traced.graph.as_graph_def(), traced.inputs[0].name, traced.outputs[0].name
+
+    imported, *names = definition()
+    keras.utils.clear_session()
+    gc.collect()
+    with tf.Graph().as_default():
+        x, y = tf.import_graph_def(imported, return_elements=names)
+        with pytest.raises(LookupError, match="graph .* is gone.*Keep the `tf.function`"):
+            tf.gradients(y, x)
