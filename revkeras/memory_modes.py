@@ -29,10 +29,10 @@ def _checkpointed(
         )
         return outputs[:n], outputs[n:], updates
 
-    return _plainly(steps, layout, inputs, weights, state, run)
+    return run_plainly(steps, layout, inputs, weights, state, run)
 
 
-def _plainly(
+def run_plainly(
     steps: Sequence[Step],
     layout: Layout,
     inputs: list,
@@ -45,7 +45,7 @@ def _plainly(
     return layout.join(carry), sides, updates
 
 
-MEMORY_MODES = {"reversible": backprop.reversible, "checkpoint": _checkpointed, "none": _plainly}
+MEMORY_MODES = {"reversible": backprop.reversible, "checkpoint": _checkpointed, "none": run_plainly}
 
 # What stacks run in instead of their own modes, in this thread.
 _instead = contextvars.ContextVar("instead", default=types.MappingProxyType({}))

@@ -12,8 +12,9 @@ import numpy as np
 
 from revkeras import backprop
 from revkeras.checks.errors import relative_error
-from revkeras.checks.observation import ensure_built, observed, require_stack, trace
-from revkeras.step import Layout, Step
+from revkeras.checks.observation import ensure_built, observed, require_stack
+from revkeras.memory_modes import run_plainly
+from revkeras.step import Layout, Step, run_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +95,11 @@ def gradient_drift(
 ) -> GradientDrift:
     """Measures what rebuilding costs in precision, block by block.
 
-    Differentiates the layer twice, on the same state: once at the inputs of its
-    blocks as they were, once as training does in `memory_mode="reversible"`, at
+    Differentiates the layer twice, on the same state: once as plain training does,
+    which keeps all that it needs, and once as in `memory_mode="reversible"`, at
     inputs that are rebuilt from the output. Worth a look before a new depth,
-    coupling or dtype is trusted. Runs eagerly and leaves all state as it is; the
-    two streams of every block are kept in memory.
+    coupling or dtype is trusted. Runs eagerly and leaves all state as it is; takes
+    the memory of plain training.
 
     Args:
         layer: A `ReversibleSequential` in any memory mode, or a model that holds
@@ -182,20 +183,19 @@ def _backward(layer: keras.layers.Layer, total: Callable[[], Any], keep: bool) -
         tensors, own = keras.tree.map_structure(keras.ops.copy, (tensors, own))
         tape.watch((tensors, own))
         positions = itertools.count()
-        inputs = [[]] * len(steps)
-        run = _Run([f"{stack.name}: {step.name}" for step in steps], tensors, own, inputs)
-        runs.append(run)
-        if keep:
-            constant = keras.tree.map_structure(keras.ops.stop_gradient, (tensors, weights))
-            inputs[:] = trace(stack, steps, layout, *constant, state)[0].carries[:-1]
+        names = [f"{stack.name}: {step.name}" for step in steps]
         steps = [
-            dataclasses.replace(
-                _at_kept_input(step, inputs[i]) if keep else _recording(step, inputs, i),
-                weights=tuple(next(positions) for _ in step.weights),
-            )
-            for i, step in enumerate(steps)
+            dataclasses.replace(step, weights=tuple(next(positions) for _ in step.weights))
+            for step in steps
         ]
-        return backprop.reversible(steps, layout, tensors, [w for ws in own for w in ws], state)
+        run = _Run(names, tensors, own, [[]] * len(steps))
+        runs.append(run)
+        arguments = layout, tensors, [w for ws in own for w in ws], state
+        if keep:
+            return run_plainly(steps, *arguments, _recording_run(run.inputs))
+        return backprop.reversible(
+            [_recording(step, run.inputs, i) for i, step in enumerate(steps)], *arguments
+        )
 
     with observed(layer, mode, inside="none" if keep else None):
         with tape:
@@ -206,11 +206,15 @@ def _backward(layer: keras.layers.Layer, total: Callable[[], Any], keep: bool) -
     return runs
 
 
-def _at_kept_input(step: Step, carry: list) -> Step:
-    """The step, whose way back ends where it started."""
-    return dataclasses.replace(
-        step, recover=lambda *_: step.source(carry), uncouple=lambda *_: carry
-    )
+def _recording_run(inputs: list) -> Callable:
+    """Runs a step, and notes its input."""
+    indices = itertools.count()
+
+    def run(step: Step, carry: list, weights: list, state: list) -> tuple[list, list, dict]:
+        inputs[next(indices)] = carry
+        return run_step(step, carry, weights, state)
+
+    return run
 
 
 def _recording(step: Step, inputs: list, index: int) -> Step:
