@@ -23,10 +23,9 @@ MODES = ["reversible", "checkpoint"]
 @pytest.fixture(scope="module", autouse=True)
 def _double_precision():
     """Some stacks that are drawn amplify rounding by more than float32 has digits."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float64")
+    keras.config.set_floatx("float64")
     yield
-    keras.config.set_dtype_policy(policy)
+    keras.config.set_floatx("float32")
 
 
 @keras.saving.register_keras_serializable("tests")
