@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from revkeras import backprop
+from revkeras.carry import Carry
 from revkeras.couplings import Coupling
 from revkeras.debugging import checks_enabled
 from revkeras.masks import attach_mask
@@ -28,7 +29,6 @@ class BlockCall:
         training: `training` for the block, or `None`.
         mask: The stream's mask, or `None`.
         arguments: Further arguments of the block's `call()`.
-        log_det: Whether the carry holds a log-determinant behind the streams.
         compiled: Whether XLA compiles the step.
     """
 
@@ -39,10 +39,9 @@ class BlockCall:
     training: bool | None
     mask: Any
     arguments: dict[str, Any]
-    log_det: bool
     compiled: bool = False
 
-    def plain(self, carry: list) -> tuple[list, list]:
+    def plain(self, carry: Carry) -> tuple[Carry, list]:
         """Calls the block as any Keras layer: `(carry, extras)`."""
         (x,) = self._source(carry)
         outputs = self.layer(attach_mask(x, self.mask), **self.arguments, training=self.training)
@@ -107,7 +106,7 @@ class BlockCall:
         arguments = structure_of(spec_of((self.arguments, self.mask)))
         if layer is None or coupling is None or arguments is None:
             return None
-        return layer, coupling, arguments, self.dtype, self.training, self.log_det
+        return layer, coupling, arguments, self.dtype, self.training
 
     def separate(self, outputs: Any, stream: Any) -> tuple[list, list]:
         """The block's output as `(fx, extras)`: lists of what it is for, and of the rest."""
@@ -117,35 +116,26 @@ class BlockCall:
             raise ValueError(f"{self.name} {error}.") from None
         return list(fx) if isinstance(fx, tuple) else [fx], extras
 
-    def _source(self, carry: list) -> list:
-        return [keras.ops.cast(carry[1], self.dtype)]
+    def _source(self, carry: Carry) -> list:
+        return [keras.ops.cast(carry.streams[1], self.dtype)]
 
-    def _recover(self, carry: list) -> list:
-        own, _, _ = self._divide(carry)
-        return [keras.ops.cast(self.coupling.source(own), self.dtype)]
+    def _recover(self, carry: Carry) -> list:
+        return [keras.ops.cast(self.coupling.source([*carry.streams, *carry.kept]), self.dtype)]
 
-    def _couple(self, carry: list, fx: list) -> list:
-        own, log_det, rest = self._divide(carry)
-        fx = self._update(fx)
-        log_det = [t + keras.ops.cast(self.coupling.log_det(fx, own[0]), t.dtype) for t in log_det]
-        after = self._checked(self.coupling.couple(own, fx), own)
-        return [*after[:2], *log_det, *after[2:], *rest]
+    def _couple(self, carry: Carry, fx: list) -> Carry:
+        fx, own = self._update(fx), [*carry.streams, *carry.kept]
+        log_det = [t + self._log_det(fx, own[0], t.dtype) for t in carry.log_det]
+        x0, x1, *kept = self._checked(self.coupling.couple(own, fx), own)
+        return carry._replace(streams=(x0, x1), log_det=tuple(log_det), kept=tuple(kept))
 
-    def _uncouple(self, carry: list, fx: list) -> list:
-        own, log_det, rest = self._divide(carry)
-        fx = self._update(fx)
-        before = self.coupling.uncouple(own, fx)
-        log_det = [
-            t - keras.ops.cast(self.coupling.log_det(fx, before[0]), t.dtype) for t in log_det
-        ]
-        return [*before[:2], *log_det, *before[2:], *rest]
+    def _uncouple(self, carry: Carry, fx: list) -> Carry:
+        fx, own = self._update(fx), [*carry.streams, *carry.kept]
+        x0, x1, *kept = self.coupling.uncouple(own, fx)
+        log_det = [t - self._log_det(fx, x0, t.dtype) for t in carry.log_det]
+        return carry._replace(streams=(x0, x1), log_det=tuple(log_det), kept=tuple(kept))
 
-    def _divide(self, carry: list) -> tuple[list, list, list]:
-        """What the coupling acts on, the log-determinant if there is one, and the rest."""
-        n = 2 + self.log_det
-        if self.coupling.exact:
-            return [*carry[:2], *carry[n:]], carry[2:n], []
-        return carry[:2], carry[2:n], carry[n:]
+    def _log_det(self, fx: Any, stream: Any, dtype: Any) -> Any:
+        return keras.ops.cast(self.coupling.log_det(fx, stream), dtype)
 
     def _update(self, fx: list) -> Any:
         # A block may compute in 16 bits beside streams of 32.

@@ -1,60 +1,67 @@
-"""What a stack carries from layer to layer: two streams, and what there is beside them.
+"""What a stack carries from layer to layer, and how fewer tensors hold it."""
 
-The order is: the streams, the log-determinant if there is one, then either
-what an exact coupling keeps or the tensors that left the stack on the way.
-"""
-
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 
-from revkeras import backprop
-from revkeras.couplings import Coupling
-from revkeras.debugging import checks_enabled
-from revkeras.step import Layout
-from revkeras.streams import APART
 
+class Carry(NamedTuple):
+    """What goes from step to step.
 
-def log_det_dtype(dtype: str) -> str:
-    """The dtype of log-determinants beside streams of `dtype`: 16 bits are too few for a sum."""
-    return keras.backend.result_type(dtype, "float32")
-
-
-def lift(coupling: Coupling, layout: Layout, tensors: list, log_det: bool) -> tuple[list, Layout]:
-    """From the tensors that hold the streams to those that go through the stack.
-
-    Returns:
-        `(tensors, layout)`, and how these hold the carry.
+    Attributes:
+        streams: The two streams.
+        log_det: The log-determinant, if it is asked for: none or one.
+        kept: What an exact coupling keeps.
+        latents: The tensors that have left the stack on the way.
     """
-    n = layout.n_tensors
-    dtype = log_det_dtype(keras.backend.standardize_dtype(tensors[0].dtype))
-    total = [keras.ops.zeros(keras.ops.shape(tensors[0])[:1], dtype)] if log_det else []
-    if coupling.exact:
-        x0, x1, *kept = coupling.lift(layout.split(tensors))
-        if checks_enabled():
-            message = f"The input of a stack is beyond the range of {coupling.describe()[0]}"
-            x0, x1, *kept = backprop.require(kept[0] <= 0, message, [x0, x1, *kept])
-        return [x0, x1, *total, *kept], APART
-    behind = Layout(
-        split=lambda tensors: [*layout.split(tensors[:n]), *tensors[n:]],
-        join=lambda carry: [*layout.join(carry[:2]), *carry[2:]],
-        n_tensors=n,
-    )
-    return [*tensors, *total], behind
+
+    streams: tuple
+    log_det: tuple = ()
+    kept: tuple = ()
+    latents: tuple = ()
 
 
-def lower(
-    coupling: Coupling, layout: Layout, tensors: list, log_det: bool, dtype: str
-) -> tuple[list, list, Any]:
-    """Undoes `lift`.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How tensors hold the two streams. `split` and `join` undo each other.
 
-    Returns:
-        `(tensors, beside, saturated)`: those that hold the streams, those that
-        went beside them for the caller, and how many elements went beyond an
-        exact coupling's range, or `None`.
+    Attributes:
+        split: From the tensors to the two streams.
+        join: From two streams back to the tensors.
+        n_tensors: How many tensors hold the streams: one, or two.
     """
-    if coupling.exact:
-        x0, x1, *beside = tensors
-        pair, saturated = coupling.lower([x0, x1, *beside[log_det:]], dtype)
-        return layout.join(pair), beside[:log_det], saturated
-    return tensors[: layout.n_tensors], tensors[layout.n_tensors :], None
+
+    split: Callable[[Sequence], Sequence]
+    join: Callable[[Sequence], Sequence]
+    n_tensors: int
+
+    def unpack(self, held: Carry) -> Carry:
+        """The carry, from one with the tensors in the streams' place."""
+        return held._replace(streams=tuple(self.split(held.streams)))
+
+    def pack(self, carry: Carry) -> Carry:
+        """Undoes `unpack`."""
+        return carry._replace(streams=tuple(self.join(carry.streams)))
+
+    def unpack_gradient(self, held: Carry) -> Carry:
+        """`unpack` of a carry of gradients, which are `None` where there is none."""
+        if held.streams[0] is None and self.n_tensors == 1:
+            return held._replace(streams=(None, None))
+        return self.unpack(held)
+
+    def pack_gradient(self, gradient: Carry, carry: Carry) -> Carry:
+        """Undoes `unpack_gradient`, for the gradient at `carry`."""
+        streams = gradient.streams
+        if self.n_tensors == 1:
+            if all(d is None for d in streams):
+                return gradient._replace(streams=(None,))
+            streams = [
+                keras.ops.zeros_like(x) if d is None else d
+                for x, d in zip(carry.streams, streams, strict=True)
+            ]
+        return self.pack(gradient._replace(streams=tuple(streams)))
+
+
+APART = Layout(split=tuple, join=tuple, n_tensors=2)

@@ -5,10 +5,12 @@ import inspect
 from typing import Any
 
 import keras
+from keras.ops import cast
 
+from revkeras.carry import Carry, Layout
 from revkeras.operands import Operands
 from revkeras.stateless import Packing, StatelessLayer
-from revkeras.step import Layout, Step
+from revkeras.step import Step
 
 
 def is_invertible(layer: keras.layers.Layer) -> bool:
@@ -41,7 +43,7 @@ class InvertibleCall:
         n_latents: How many tensors the layer returns beside the one that goes on.
             They leave the stack.
         training: `training` for the layer, or `None`.
-        log_det: Whether the carry holds a log-determinant behind the streams.
+        log_det: Whether the carry holds a log-determinant.
         compiled: Whether XLA compiles the step.
     """
 
@@ -53,7 +55,7 @@ class InvertibleCall:
     log_det: bool
     compiled: bool = False
 
-    def plain(self, carry: list) -> tuple[list, list]:
+    def plain(self, carry: Carry) -> tuple[Carry, list]:
         """Calls the layer as any Keras layer: `(carry, extras)`."""
         return self._take_in(carry, self._apply(self._whole(carry))), []
 
@@ -91,12 +93,12 @@ class InvertibleCall:
             fx, losses, updates = function.run(lambda: run(source), weights, state)
             return fx, packing.pack(([], losses)), updates
 
-        def recover(carry: list, weights: list, state: list) -> list:
+        def recover(carry: Carry, weights: list, state: list) -> list:
             outputs = source_back(carry)
             fx, _, _ = function.run(lambda: run_back(outputs), weights, state)
             return fx[: len(fx) - self.log_det]
 
-        def uncouple(carry: list, fx: list, source: list) -> list:
+        def uncouple(carry: Carry, fx: list, source: list) -> Carry:
             return couple_back(carry, [*source, *fx[len(fx) - self.log_det :]])
 
         return Step(
@@ -118,8 +120,8 @@ class InvertibleCall:
 
     # What goes one way: the whole, the layer's outputs and log-determinant, the next carry.
 
-    def _whole(self, carry: list) -> list:
-        return self.layout.join(carry[:2])
+    def _whole(self, carry: Carry) -> list:
+        return list(self.layout.join(carry.streams))
 
     def _apply(self, whole: list) -> list:
         outputs = [self.layer(x, training=self.training) for x in whole]
@@ -127,16 +129,20 @@ class InvertibleCall:
         latents = [z for y in outputs for z in y[1:]]
         return [*(y[0] for y in outputs), *latents, *self._log_det(whole)]
 
-    def _take_in(self, carry: list, fx: list) -> list:
-        n, log_det = self.layout.n_tensors, carry[2 : 2 + self.log_det]
+    def _take_in(self, carry: Carry, fx: list) -> Carry:
+        n = self.layout.n_tensors
         heads, latents, delta = fx[:n], fx[n : len(fx) - self.log_det], fx[len(fx) - self.log_det :]
-        log_det = [t + keras.ops.cast(d, t.dtype) for t, d in zip(log_det, delta, strict=True)]
-        return [*self.layout.split(heads), *log_det, *carry[2 + self.log_det :], *latents]
+        log_det = [t + cast(d, t.dtype) for t, d in zip(carry.log_det, delta, strict=True)]
+        return carry._replace(
+            streams=tuple(self.layout.split(heads)),
+            log_det=tuple(log_det),
+            latents=(*carry.latents, *latents),
+        )
 
     # And the other way.
 
-    def _parts(self, carry: list) -> list:
-        return [*self.layout.join(carry[:2]), *carry[len(carry) - self._n_leaving :]]
+    def _parts(self, carry: Carry) -> list:
+        return [*self._whole(carry), *carry.latents[len(carry.latents) - self._n_leaving :]]
 
     def _unapply(self, parts: list) -> list:
         n, k = self.layout.n_tensors, self.n_latents
@@ -147,11 +153,14 @@ class InvertibleCall:
         ]
         return [*whole, *self._log_det(whole)]
 
-    def _give_back(self, carry: list, fx: list) -> list:
-        n, log_det = self.layout.n_tensors, carry[2 : 2 + self.log_det]
-        log_det = [t - keras.ops.cast(d, t.dtype) for t, d in zip(log_det, fx[n:], strict=True)]
-        rest = carry[2 + self.log_det : len(carry) - self._n_leaving]
-        return [*self.layout.split(fx[:n]), *log_det, *rest]
+    def _give_back(self, carry: Carry, fx: list) -> Carry:
+        n = self.layout.n_tensors
+        log_det = [t - cast(d, t.dtype) for t, d in zip(carry.log_det, fx[n:], strict=True)]
+        return carry._replace(
+            streams=tuple(self.layout.split(fx[:n])),
+            log_det=tuple(log_det),
+            latents=carry.latents[: len(carry.latents) - self._n_leaving],
+        )
 
     def _log_det(self, whole: list) -> list:
         return [sum(self.layer.log_det_jacobian(x) for x in whole)] if self.log_det else []

@@ -7,27 +7,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from revkeras import backprop
-from revkeras.step import Layout, Step, run_step, run_steps
+from revkeras.carry import Carry, Layout
+from revkeras.step import Step, run_step, run_steps
 
 
 def _checkpointed(
-    steps: Sequence[Step], layout: Layout, inputs: list, weights: list, state: list
-) -> tuple[list, list, dict]:
+    steps: Sequence[Step], layout: Layout, inputs: Carry, weights: list, state: list
+) -> tuple[Carry, list, dict]:
     """Runs the steps and keeps each one's input."""
 
-    def run(step: Step, carry: list, weights: list, state: list) -> tuple[list, list, dict]:
-        n = 0
-
-        def function(carry: list, weights: list, state: list) -> tuple[list, dict]:
-            nonlocal n
+    def run(step: Step, carry: Carry, weights: list, state: list) -> tuple[Carry, list, dict]:
+        def function(carry: Carry, weights: list, state: list) -> tuple[tuple, dict]:
             carry, sides, updates = run_step(step, carry, weights, state)
-            n = len(carry)
-            return [*carry, *sides], updates
+            return (carry, sides), updates
 
-        outputs, updates = backprop.checkpoint(
+        (carry, sides), updates = backprop.checkpoint(
             function, carry, weights, state, unproven=step.unproven
         )
-        return outputs[:n], outputs[n:], updates
+        return carry, sides, updates
 
     return run_plainly(steps, layout, inputs, weights, state, run)
 
@@ -35,14 +32,14 @@ def _checkpointed(
 def run_plainly(
     steps: Sequence[Step],
     layout: Layout,
-    inputs: list,
+    inputs: Carry,
     weights: list,
     state: list,
     run: Callable = run_step,
-) -> tuple[list, list, dict]:
+) -> tuple[Carry, list, dict]:
     """Runs the steps, each by `run`, and leaves it to the backend what is kept."""
-    carry, sides, updates, _ = run_steps(steps, layout.split(inputs), weights, state, run)
-    return layout.join(carry), sides, updates
+    carry, sides, updates, _ = run_steps(steps, layout.unpack(inputs), weights, state, run)
+    return layout.pack(carry), sides, updates
 
 
 MEMORY_MODES = {"reversible": backprop.reversible, "checkpoint": _checkpointed, "none": run_plainly}

@@ -8,9 +8,9 @@ import keras
 
 from revkeras.block_call import BlockCall
 from revkeras.call_arguments import argument_names
+from revkeras.carry import Layout
 from revkeras.couplings import Coupling
 from revkeras.invertible_call import InvertibleCall, is_invertible
-from revkeras.step import Layout
 from revkeras.streams import stream_shape, whole_shape
 
 
@@ -86,7 +86,7 @@ def make_plan(
             if mask is not None and "mask" in accepted:
                 own["mask"] = mask
             coupling = next(couplings)
-            call = BlockCall(layer, name, coupling, dtype, training, mask, own, log_det, compiled)
+            call = BlockCall(layer, name, coupling, dtype, training, mask, own, compiled)
             reads = 1 - reads if coupling.swaps else reads
             build(call, source)
         calls.append(call)

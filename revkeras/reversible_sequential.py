@@ -15,9 +15,10 @@ from revkeras.call_arguments import (
     required_arguments,
     takes_further_shapes,
 )
-from revkeras.carry import lift, log_det_dtype, lower
+from revkeras.carry import APART, Carry, Layout
 from revkeras.couplings.depth import DepthLimit
 from revkeras.debugging import checks_enabled
+from revkeras.ends import begin_carry, end_carry, log_det_dtype
 from revkeras.inverse import Inverse
 from revkeras.invertible_call import InvertibleCall, is_invertible
 from revkeras.memory_modes import MEMORY_MODES, check_memory_mode, mode_of
@@ -42,7 +43,7 @@ from revkeras.stack_checks import (
     warn_of_depth,
 )
 from revkeras.stateless import is_built, spec_of, take_effect
-from revkeras.step import Layout, Step
+from revkeras.step import Step
 
 
 @keras.saving.register_keras_serializable(package="revkeras")
@@ -244,7 +245,7 @@ class ReversibleSequential(keras.layers.Layer):
         whole = streams.whole_shape(plan.stream_shape, layout, self.split_axis)
         self._output_spec, *self._latent_specs = (
             streams.input_spec(s, self.split_axis)
-            for s in ([whole] * 2 if layout is streams.APART else whole, *plan.latents)
+            for s in ([whole] * 2 if layout is APART else whole, *plan.latents)
         )
         self.built = True
 
@@ -269,26 +270,23 @@ class ReversibleSequential(keras.layers.Layer):
         )
         check_required(plan.calls)
         placed = self.couplings[0].at(0, self.depth)
-        carry, carried = lift(placed, layout, tensors, return_log_det)
+        held, packed = begin_carry(placed, layout, tensors, return_log_det)
         if mode_of(self) == "none":
-            carry, extras = carried.split(carry), []
+            carry, extras = packed.unpack(held), []
             for call in plan.calls:
                 carry, more = call.plain(carry)
                 extras.extend(more)
-            carry = carried.join(carry)
+            held = packed.pack(carry)
         else:
             weights, state = Operands(), Operands()
             steps = [call.step(weights, state) for call in plan.calls]
-            carry, extras = self._run_steps(steps, carried, carry, weights, state, training)
-        tensors, beside, saturated = lower(
-            placed, layout, carry, return_log_det, self.compute_dtype
-        )
+            held, extras = self._run_steps(steps, packed, held, weights, state, training)
+        tensors, saturated = end_carry(placed, layout, held, self.compute_dtype)
         if saturated is not None:
             self.saturated.update_state(saturated)
         last = [self.couplings[0], *self.block_couplings][-1]
         outputs = streams.leave(tensors, inputs, last.leave)
-        latents, log_det = beside[return_log_det:], beside[:return_log_det]
-        results = outputs, *latents, *extras, *log_det
+        results = outputs, *held.latents, *extras, *held.log_det
         return results if len(results) > 1 else outputs
 
     def inverse(
@@ -350,16 +348,16 @@ class ReversibleSequential(keras.layers.Layer):
         masks = masks[::-1] if n_swaps % 2 else masks
         plan = self._plan(self._input_shape, masks, training, arguments, return_log_det)
         placed = self.couplings[0].at(0, self.depth)
-        carry, carried = lift(placed, layout, tensors, return_log_det)
+        held, packed = begin_carry(placed, layout, tensors, return_log_det)
         if placed.exact:
-            self.saturated.update_state(carry[2 + return_log_det])
+            self.saturated.update_state(held.kept[0])
         weights, state = Operands(), Operands()
         steps = [call.inverse_step(weights, state) for call in reversed(plan.calls)]
-        carry = [*carry, *latents]
-        carry, _ = self._run_steps(steps, carried, carry, weights, state, training, lasting=False)
-        tensors, log_det, _ = lower(placed, layout, carry, return_log_det, self.compute_dtype)
+        held = held._replace(latents=tuple(latents))
+        held, _ = self._run_steps(steps, packed, held, weights, state, training, lasting=False)
+        tensors, _ = end_carry(placed, layout, held, self.compute_dtype)
         inputs = streams.leave(tensors, outputs, None)
-        return (inputs, *log_det) if return_log_det else inputs
+        return (inputs, *held.log_det) if return_log_det else inputs
 
     def as_inverse(self, **kwargs: Any) -> "Inverse":
         """A layer that runs this stack backwards, for use inside models.
@@ -375,13 +373,13 @@ class ReversibleSequential(keras.layers.Layer):
         self,
         steps: list[Step],
         layout: Layout,
-        tensors: list,
+        held: Carry,
         weights: Operands,
         state: Operands,
         training: bool | None,
         lasting: bool = True,
-    ) -> tuple[list, list]:
-        """Runs the steps in the memory mode: `(tensors, extras)`."""
+    ) -> tuple[Carry, list]:
+        """Runs the steps in the memory mode: `(held, extras)`."""
         mode = mode_of(self)
         run = MEMORY_MODES.get(mode, mode)
         read = backprop.snapshot
@@ -391,7 +389,7 @@ class ReversibleSequential(keras.layers.Layer):
         read_state = backprop.read_late(read) if is_late else read
         with self.residence.place():
             values = weights.values(read), state.values(read_state)
-        tensors, sides, updates = run(steps, layout, tensors, *values)
+        held, sides, updates = run(steps, layout, held, *values)
         extras, losses = [], []
         for step, side in zip(steps, sides, strict=True):
             more, own = step.packing.unpack(side)
@@ -399,7 +397,7 @@ class ReversibleSequential(keras.layers.Layer):
             losses.extend(own)
         if lasting:
             take_effect(self, state.items, updates, losses)
-        return tensors, extras
+        return held, extras
 
     def _jit_compiles(self) -> bool:
         # An exact coupling needs the same bits in both passes, and a check its messages.
@@ -412,7 +410,7 @@ class ReversibleSequential(keras.layers.Layer):
 
     def _layout(self, input_shape: Any) -> Layout:
         apart = self.split_axis is None or streams.is_pair(input_shape)
-        return streams.APART if apart else streams.halves(self.split_axis)
+        return APART if apart else streams.halves(self.split_axis)
 
     @functools.cached_property
     def _depth_limit(self) -> DepthLimit | None:

@@ -4,28 +4,12 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a list of tensors holds the two streams. `split` and `join` undo each other.
-
-    Attributes:
-        split: From the tensors to the two streams.
-        join: From two streams back to the tensors.
-        n_tensors: How many tensors hold the streams: one, or two.
-    """
-
-    split: Callable[[list], list]
-    join: Callable[[list], list]
-    n_tensors: int
+from revkeras.carry import Carry
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
     """A block, the coupling that takes its output in, and the way back.
-
-    A `carry` is what goes from step to step: the two streams, and what there is
-    beside them.
 
     Attributes:
         name: What errors call it.
@@ -78,15 +62,15 @@ class Step:
         return None if self.structure or self.inference else self.name
 
 
-def run_step(step: Step, carry: list, weights: list, state: list) -> tuple[list, list, dict]:
+def run_step(step: Step, carry: Carry, weights: list, state: list) -> tuple[Carry, list, dict]:
     """Runs one step on its own values: `(carry, sides, updates)`."""
     fx, sides, updates = step.block(step.source(carry), weights, state)
     return step.couple(carry, fx), sides, updates
 
 
 def run_steps(
-    steps: Sequence[Step], carry: list, weights: list, state: list, run: Callable = run_step
-) -> tuple[list, list, dict, list]:
+    steps: Sequence[Step], carry: Carry, weights: list, state: list, run: Callable = run_step
+) -> tuple[Carry, list, dict, list]:
     """Runs the steps in order, each on the state that those before it left.
 
     Returns:

@@ -6,10 +6,8 @@ from typing import Any
 
 import keras
 
+from revkeras.carry import APART, Layout
 from revkeras.masks import mask_of
-from revkeras.step import Layout
-
-APART = Layout(split=list, join=list, n_tensors=2)
 
 
 def check_split_axis(axis: Any) -> int | None:

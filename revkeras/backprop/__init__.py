@@ -1,9 +1,29 @@
-"""Discard, rebuild, differentiate: one folder per Keras backend, the same verbs in each."""
+"""Discard, rebuild, differentiate: one folder per Keras backend, the same verbs in each.
+
+The walk (`walk.py`) is written once, over these:
+
+| verb | what it does |
+| --- | --- |
+| `custom_vjp(run, back, inputs, weights, state, place)` | runs, with a gradient of our own |
+| `vjp(function, *arguments)` | the results, and a pull-back; arguments are told apart |
+| `passes(step, carry, weights, state)` | its two passes, which nothing reorders inside |
+| `after(gate, values)` | the values, once the tensors of `gate` are there |
+| `fetch(residence, step, weights, state, gate)` | a step's values, from where they live |
+| `residence(offload)`, `place(offload)` | where values live; its own four verbs: `residence.py` |
+| `add_gradients(a, b)` | sums, where either may be missing |
+| `finite(tensors, subject)`, `require(condition, message, tensors)` | checks in the run |
+| `note_reads(variables)`, `use_up(variables, gradients, tensors)` | updates in the backward pass |
+
+What else a backend has serves the layers around the walk: how variables are read (`snapshot`,
+`read_late`, `are_initialized`), what is going on (`is_eager`, `eager_scope`, `may_be_replayed`,
+`compiles_by_default`), checkpointing, and what checks and conversions look at.
+"""
 
 import keras
 
 if keras.backend.backend() == "tensorflow":
     from revkeras.backprop.tensorflow import *  # noqa: F403  its `__all__` lists the verbs
+    from revkeras.backprop.walk import reversible  # noqa: F401
 else:
     raise ImportError(
         "revkeras runs on Keras's TensorFlow backend. Expected "

@@ -11,10 +11,11 @@ import keras
 import numpy as np
 
 from revkeras import backprop
+from revkeras.carry import Carry, Layout
 from revkeras.checks.errors import relative_error
 from revkeras.checks.observation import ensure_built, observed, require_stack
 from revkeras.memory_modes import run_plainly
-from revkeras.step import Layout, Step, run_step
+from revkeras.step import Step, run_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +165,10 @@ class _Run:
     """One run of a stack, forwards and backwards."""
 
     names: list[str]
-    tensors: list
+    held: Carry
     weights: list[list]  # of each block
-    inputs: list[list]  # of each block, where it was differentiated
-    input_gradient: list = dataclasses.field(default_factory=list)
+    inputs: list[Carry | None]  # of each block, where it was differentiated
+    input_gradient: Carry | None = None
     weight_gradients: list[list] = dataclasses.field(default_factory=list)
 
 
@@ -176,21 +177,21 @@ def _backward(layer: keras.layers.Layer, total: Callable[[], Any], keep: bool) -
     runs, tape = [], backprop.gradient_tape()
 
     def mode(
-        stack: Any, steps: list[Step], layout: Layout, tensors: list, weights: list, state: list
-    ) -> tuple[list, list, dict]:
+        stack: Any, steps: list[Step], layout: Layout, held: Carry, weights: list, state: list
+    ) -> tuple[Carry, list, dict]:
         # Each block gets its own copy of its weights, for a gradient of its own.
         own = [[weights[p] for p in step.weights] for step in steps]
-        tensors, own = keras.tree.map_structure(keras.ops.copy, (tensors, own))
-        tape.watch((tensors, own))
+        held, own = keras.tree.map_structure(keras.ops.copy, (held, own))
+        tape.watch((held, own))
         positions = itertools.count()
         names = [f"{stack.name}: {step.name}" for step in steps]
         steps = [
             dataclasses.replace(step, weights=tuple(next(positions) for _ in step.weights))
             for step in steps
         ]
-        run = _Run(names, tensors, own, [[]] * len(steps))
+        run = _Run(names, held, own, [None] * len(steps))
         runs.append(run)
-        arguments = layout, tensors, [w for ws in own for w in ws], state
+        arguments = layout, held, [w for ws in own for w in ws], state
         if keep:
             return run_plainly(steps, *arguments, _recording_run(run.inputs))
         return backprop.reversible(
@@ -200,7 +201,7 @@ def _backward(layer: keras.layers.Layer, total: Callable[[], Any], keep: bool) -
     with observed(layer, mode, inside="none" if keep else None):
         with tape:
             y = total()
-        gradients = tape.gradient(y, [(run.tensors, run.weights) for run in runs])
+        gradients = tape.gradient(y, [(run.held, run.weights) for run in runs])
     for run, (at_input, at_weights) in zip(runs, gradients, strict=True):
         run.input_gradient, run.weight_gradients = at_input, at_weights
     return runs
@@ -210,7 +211,7 @@ def _recording_run(inputs: list) -> Callable:
     """Runs a step, and notes its input."""
     indices = itertools.count()
 
-    def run(step: Step, carry: list, weights: list, state: list) -> tuple[list, list, dict]:
+    def run(step: Step, carry: Carry, weights: list, state: list) -> tuple[Carry, list, dict]:
         inputs[next(indices)] = carry
         return run_step(step, carry, weights, state)
 
@@ -220,7 +221,7 @@ def _recording_run(inputs: list) -> Callable:
 def _recording(step: Step, inputs: list, index: int) -> Step:
     """The step, which notes the input that it rebuilds."""
 
-    def uncouple(carry: list, fx: list, source: list) -> list:
+    def uncouple(carry: Carry, fx: list, source: list) -> Carry:
         inputs[index] = step.uncouple(carry, fx, source)
         return inputs[index]
 
@@ -229,7 +230,9 @@ def _recording(step: Step, inputs: list, index: int) -> Step:
 
 def _compare_blocks(found: _Run, expected: _Run) -> list[BlockDrift]:
     return [
-        BlockDrift(name, relative_error(a[:2], b[:2]), relative_error(da, db) if db else None)
+        BlockDrift(
+            name, relative_error(a.streams, b.streams), relative_error(da, db) if db else None
+        )
         for name, a, b, da, db in zip(
             found.names,
             found.inputs,

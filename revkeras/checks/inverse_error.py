@@ -158,7 +158,7 @@ def _stack(stack: ReversibleSequential, inputs: Any, arguments: dict) -> tuple:
             *_, (_, found, expected) = trace.rebuilt()  # the outputs alone do not suffice
             return found, expected, trace
         if isinstance(outputs, tuple) and (single or not keras.ops.is_tensor(outputs[0])):
-            n_latents = len(trace.carries[-1]) - 2  # behind them is what blocks returned
+            n_latents = len(trace.carries[-1].latents)
             outputs = outputs[: 1 + n_latents] if n_latents else outputs[0]
         found = stack.inverse(outputs, **arguments)
     return keras.tree.flatten(found), keras.tree.flatten(inputs), trace

@@ -8,11 +8,12 @@ from typing import Any
 
 import keras
 
+from revkeras.carry import Carry, Layout
 from revkeras.convert.momentum_model import MomentumModel
 from revkeras.memory_modes import run_in
 from revkeras.reversible_sequential import ReversibleSequential
 from revkeras.stateless import is_built, spec_of
-from revkeras.step import Layout, Step, run_step, run_steps
+from revkeras.step import Step, run_step, run_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Trace:
 
     stack: ReversibleSequential
     steps: list[Step]
-    carries: list[list]
+    carries: list[Carry]
     weights: list[list]
     replayed: list[list]
 
-    def rebuilt(self) -> Iterator[tuple[int, list, list]]:
+    def rebuilt(self) -> Iterator[tuple[int, tuple, tuple]]:
         """What each step was run on, rebuilt from the end, the last step first.
 
         Yields:
@@ -45,34 +46,34 @@ class Trace:
             source = step.recover(carry, *operands)
             fx, _, _ = step.block(source, *operands)
             carry = step.uncouple(carry, fx, source)
-            yield i, carry[:2], self.carries[i][:2]
+            yield i, carry.streams, self.carries[i].streams
 
 
 def trace(
     stack: ReversibleSequential,
     steps: list[Step],
     layout: Layout,
-    tensors: list,
+    held: Carry,
     weights: list,
     state: list,
-) -> tuple[Trace, tuple[list, list, dict]]:
+) -> tuple[Trace, tuple[Carry, list, dict]]:
     """Runs a stack's steps: the trace, and what a memory mode returns."""
     carries, own = [], []
 
-    def run(step: Step, carry: list, weights: list, state: list) -> tuple[list, list, dict]:
+    def run(step: Step, carry: Carry, weights: list, state: list) -> tuple[Carry, list, dict]:
         carries.append(carry)
         own.append(weights)
         return run_step(step, carry, weights, state)
 
-    carry, sides, updates, replayed = run_steps(steps, layout.split(tensors), weights, state, run)
+    carry, sides, updates, replayed = run_steps(steps, layout.unpack(held), weights, state, run)
     found = Trace(stack, steps, [*carries, carry], own, replayed)
-    return found, (layout.join(carry), sides, updates)
+    return found, (layout.pack(carry), sides, updates)
 
 
 def tracing(visit: Callable[[Trace], Any]) -> Callable:
     """The mode, for `observed`, that shows `visit` the trace of each stack that runs."""
 
-    def mode(*args: Any) -> tuple[list, list, dict]:
+    def mode(*args: Any) -> tuple[Carry, list, dict]:
         found, results = trace(*args)
         visit(found)
         return results
@@ -88,7 +89,7 @@ def observed(layer: keras.layers.Layer, mode: Callable, inside: str | None = Non
 
     Args:
         layer: A layer or model.
-        mode: `mode(stack, steps, layout, tensors, weights, state)`, as the functions
+        mode: `mode(stack, steps, layout, held, weights, state)`, as the functions
             in `MEMORY_MODES` but for the first argument. A stack inside a block of
             another one is a part of that block and not run by it.
         inside: The memory mode of such stacks, or `None` for their own.

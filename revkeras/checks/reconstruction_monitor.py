@@ -116,7 +116,7 @@ class ReconstructionMonitor(keras.callbacks.Callback):
 
     def _judge(self, trace: Trace) -> float:
         for step, carry in zip(trace.steps, trace.carries[1:], strict=True):
-            if not is_finite(carry[:2]):
+            if not is_finite(carry.streams):
                 self._warn(trace, step.name, "returns values that are not finite")
                 return float("inf")
         errors = {i: relative_error(found, kept) for i, found, kept in trace.rebuilt()}

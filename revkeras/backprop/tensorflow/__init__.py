@@ -1,31 +1,38 @@
 """The gradient engine on TensorFlow."""
 
 from revkeras.backprop.tensorflow.checkpoint import checkpoint
-from revkeras.backprop.tensorflow.custom_gradient import with_gradient
+from revkeras.backprop.tensorflow.custom_gradient import custom_vjp, with_gradient
 from revkeras.backprop.tensorflow.graph import (
+    add_gradients,
     after,
     are_initialized,
     compiles_by_default,
     eager_scope,
+    finite,
     is_eager,
     may_be_replayed,
     require,
     shared,
     snapshot,
+    vjp,
 )
 from revkeras.backprop.tensorflow.layer_calls import is_read, is_same_tensor, layer_calls
+from revkeras.backprop.tensorflow.passes import passes
 from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
-from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
-from revkeras.backprop.tensorflow.unread import read_late
-from revkeras.backprop.tensorflow.updates import offer_update, take_updated
+from revkeras.backprop.tensorflow.unread import fetch, read_late
+from revkeras.backprop.tensorflow.updates import note_reads, offer_update, take_updated, use_up
 
 __all__ = [
+    "add_gradients",
     "after",
     "are_initialized",
     "checkpoint",
     "compiles_by_default",
+    "custom_vjp",
     "eager_scope",
+    "fetch",
+    "finite",
     "gradient_tape",
     "is_eager",
     "is_on_host",
@@ -33,14 +40,17 @@ __all__ = [
     "is_same_tensor",
     "layer_calls",
     "may_be_replayed",
+    "note_reads",
     "offer_update",
+    "passes",
     "place",
     "read_late",
     "require",
     "residence",
-    "reversible",
     "shared",
     "snapshot",
     "take_updated",
+    "use_up",
+    "vjp",
     "with_gradient",
 ]

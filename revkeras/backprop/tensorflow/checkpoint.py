@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from revkeras.backprop.tensorflow.custom_gradient import with_gradient
-from revkeras.backprop.tensorflow.graph import after, detached, one_piece, vjp
+from revkeras.backprop.tensorflow.graph import after, detached, one_piece, tensors_in, vjp
 from revkeras.backprop.tensorflow.replayable import check_replays, refuse_untracked
 from revkeras.backprop.tensorflow.residence import InPlace
 from revkeras.backprop.tensorflow.unread import read_as_used
@@ -14,13 +14,13 @@ from revkeras.backprop.tensorflow.unread import read_as_used
 
 def checkpoint(
     function: Callable,
-    inputs: list,
+    inputs: Any,
     weights: list,
     state: list,
     owners: Sequence = (),
     residence: Any = None,
     unproven: str | None = None,
-) -> tuple[list, dict]:
+) -> tuple[Any, dict]:
     """Runs `function(inputs, weights, state) -> (outputs, updates)`; keeps its arguments.
 
     With a `residence`, the weights and state live there, and are fetched for each of the two runs;
@@ -32,7 +32,7 @@ def checkpoint(
     arguments, n_weights = (inputs, weights), len(weights)
 
     def fetched(weights, state, gate):
-        values = residence.fetch(owners, [*weights, *state], gate)
+        values = residence.fetch(owners, [*weights, *state], tensors_in(gate))
         return values[:n_weights], values[n_weights:]
 
     def run(inputs, weights, state):
@@ -52,10 +52,10 @@ def checkpoint(
                 return pull_back(doutputs)
 
             inputs, weights = arguments
-            values = fetched(weights, state, [dy for dy in doutputs if dy is not None])
+            values = fetched(weights, state, doutputs)
             dinputs, dweights = one_piece(differentiate)(inputs, *values, doutputs)
             dweights = residence.release(owners[:n_weights], dweights)
-            return [*dinputs, *dweights, *[None] * len(state)]
+            return [*tf.nest.flatten(dinputs), *dweights, *[None] * len(state)]
 
         return results, grad
 

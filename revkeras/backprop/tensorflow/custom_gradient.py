@@ -14,8 +14,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from revkeras.backprop.tensorflow.graph import kept_by_graph
+from revkeras.backprop.tensorflow.graph import detached, kept_by_graph
 from revkeras.backprop.tensorflow.keeping import Keeping
+from revkeras.backprop.tensorflow.replayable import refuse_untracked
+from revkeras.backprop.tensorflow.unread import where_read
 
 _numbers_of_gradients = itertools.count()
 
@@ -41,6 +43,43 @@ def with_gradient(function: Callable, *arguments: Any) -> Any:
 
     record.record_operation("with_gradient", copies, given, from_tape, _refuse_forward_mode)
     return tf.nest.pack_sequence_as(results, [_noting(connected, y) for y in copies])
+
+
+def custom_vjp(
+    run: Callable, back: Callable, inputs: Any, weights: list, state: list, place: Callable
+) -> tuple:
+    """Calls `run(inputs, weights, state) -> (results, kept)`; the results have the gradient `back`.
+
+    No tape sees what happens in `run`. The first result is of floating-point tensors; the second
+    are further ones, whose gradients are asked for; what follows has none.
+
+    Args:
+        back: `back(outputs, doutputs, dsides, weights, kept)`, from the first result and the
+            gradients of the first two, returns those of `inputs` and `weights`. Gradients are
+            `None` where there is none.
+        place: `place()` is a scope in which weights and state live.
+    """
+    tracked = []  # the first result as tapes know it: through this, gradients have gradients
+
+    def function(inputs: Any, _: list) -> tuple[tuple, Keeping]:
+        with tf.GradientTape() as watcher:
+            with place():
+                own = detached(weights), where_read(detached, state)
+            results, kept = run(detached(inputs), *own)
+        refuse_untracked(watcher.watched_variables())
+
+        def grad(kept: tuple, *dresults: Any) -> list:
+            doutputs, dsides, _ = tf.nest.pack_sequence_as(results, dresults)
+            dinputs, dweights = back(tracked[0], doutputs, dsides, *kept)
+            return [*tf.nest.flatten(dinputs), *dweights]
+
+        return results, Keeping.of(grad, (weights, kept))
+
+    with place():
+        scalars = stand_ins(weights)
+    results = with_gradient(function, inputs, scalars)
+    tracked.append(results[0])
+    return results
 
 
 def stand_ins(values: list) -> list[tf.Tensor]:

@@ -12,6 +12,8 @@ from tensorflow.python.ops.gradients_util import (
     PossibleTapeGradientTypes,
 )
 
+from revkeras.debugging import checks_enabled
+
 eager_scope = tf.init_scope
 is_eager = tf.executing_eagerly
 
@@ -169,14 +171,19 @@ def _keep_arithmetic_as_written(call: tf.Operation) -> None:
     call._set_attr("config_proto", value)
 
 
-def after(tensors: list, state: list) -> list:
-    """`state`, once `tensors` are there.
+def after(gate: Any, values: Any) -> Any:
+    """The values, once the tensors of `gate` are there; either may have `None` in it.
 
     Dropout's draws depend on the seed alone: the executor made those of later
     blocks while the first were computing, and the drawn tensors waited in memory.
     """
-    with tf.control_dependencies(tensors):
-        return [tf.identity(value) for value in state]
+    with tf.control_dependencies(tensors_in(gate)):
+        return tf.nest.map_structure(lambda x: None if x is None else tf.identity(x), values)
+
+
+def tensors_in(structure: Any) -> list[tf.Tensor]:
+    """The tensors of a structure that may have `None` in it."""
+    return [x for x in tf.nest.flatten(structure) if x is not None]
 
 
 def detached(tensors: Any) -> Any:
@@ -231,8 +238,16 @@ def _with_gradient_of_its_own(x: tf.Tensor) -> tf.Tensor:
     return copy
 
 
-def add_gradients(a: tf.Tensor | None, b: tf.Tensor | None) -> tf.Tensor | None:
-    """The sum of two gradients, either of which may be missing."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
+def add_gradients(a: Any, b: Any) -> Any:
+    """The sums of gradients in two equal structures, any of which may be missing."""
+    return tf.nest.map_structure(
+        lambda d, e: d + e if d is not None and e is not None else e if d is None else d, a, b
+    )
+
+
+def finite(tensors: Any, subject: str) -> Any:
+    """The tensors; where checks are enabled, an error if one has values that are not finite."""
+    if not checks_enabled():
+        return tensors
+    message = f"{subject} values that are not finite"
+    return tf.nest.map_structure(lambda x: tf.debugging.check_numerics(x, message), tensors)

@@ -14,15 +14,16 @@ import tensorflow as tf
 from revkeras.backprop.tensorflow.compilation import compiled
 from revkeras.backprop.tensorflow.fingerprint import fingerprint
 from revkeras.backprop.tensorflow.graph import (
-    add_gradients,
     kept_by_graph,
     one_piece,
     specs,
-    vjp,
 )
 from revkeras.backprop.tensorflow.replayable import refuse_changing, refuse_unreplayable
+from revkeras.backprop.tensorflow.unread import as_tensors
+from revkeras.backprop.walk import backward_pass, forward_pass
+from revkeras.carry import Carry
 from revkeras.debugging import checks_enabled
-from revkeras.step import Step, run_step
+from revkeras.step import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +31,8 @@ class Passes:
     """The two ways through a step, each one operation of the graph.
 
     Attributes:
-        forward: `forward(carry, weights, state) -> (carry, sides, updates)`.
-        backward: `backward(carry, dcarry, weights, state, dsides)`, from the carry
-            after the step and the gradient there, returns
-            `(carry, dcarry, dweights)`, those before it. Gradients are `None` where the
-            loss does not depend on a value.
+        forward: See `forward_pass`.
+        backward: See `backward_pass`.
         uses: Whether the step reads each of its states.
     """
 
@@ -42,8 +40,12 @@ class Passes:
     backward: Callable
     uses: tuple[bool, ...]
 
+    def read(self, state: list) -> list:
+        """The states as tensors, read where the step uses them."""
+        return as_tensors(state, self.uses)
 
-def passes(step: Step, carry: list, weights: list, state: list) -> Passes:
+
+def passes(step: Step, carry: Carry, weights: list, state: list) -> Passes:
     """The passes of a step; in a graph, those of the first step in it that is the same."""
     if tf.executing_eagerly():
         return _passes(step, (True,) * len(state))
@@ -51,7 +53,7 @@ def passes(step: Step, carry: list, weights: list, state: list) -> Passes:
     # A message of `revkeras.debugging` names the step.
     flags = step.exact, step.settles, step.compiled, step.inference, checks_enabled() and step.name
     known = kept_by_graph("structures", dict)
-    lengths = tuple(len(part) for part in values)
+    lengths = tuple(len(part) for part in (*carry, weights, state))
     structure = step.structure and (
         step.structure,
         lengths,
@@ -89,7 +91,7 @@ def _passes_of_same_graph(step: Step, values: tuple, flags: tuple) -> Passes:
 def _all_that_differs(step: Step, with_gradient: bool = False) -> Callable:
     """What shows all in which the passes of steps may differ."""
 
-    def traced(carry: list, weights: list, state: list) -> tuple:
+    def traced(carry: Carry, weights: list, state: list) -> tuple:
         source = step.source(carry)
         fx, sides, updates = step.block(source, weights, state)
         after = step.couple(carry, fx)
@@ -98,7 +100,7 @@ def _all_that_differs(step: Step, with_gradient: bool = False) -> Callable:
         results = source, fx, sides, updates, after, rebuilt
         if not with_gradient:
             return results
-        return results, _backward(step, step.block)(after, after, weights, left, sides)
+        return results, backward_pass(step, step.block)(after, after, weights, left, sides)
 
     return traced
 
@@ -111,42 +113,7 @@ def _passes(step: Step, uses: tuple[bool, ...], attends: bool = False) -> Passes
     # Grappler fuses other operations where it differentiates than in the forward pass, and
     # their last bits differ. In a function of its own it does the same to a block each time.
     block = one_piece(step.block) if step.exact else step.block
-    forward = _forward(dataclasses.replace(step, block=block))
+    forward = forward_pass(dataclasses.replace(step, block=block))
     # Outside of training nothing needs to be kept apart, and TFLite converts no function calls.
     is_open = step.inference and not step.compiled and not tf.executing_eagerly()
-    return Passes(forward if is_open else whole(forward), whole(_backward(step, block)), uses)
-
-
-def _forward(step: Step) -> Callable:
-    def forward(carry: list, weights: list, state: list) -> tuple[list, list, dict]:
-        carry, sides, updates = run_step(step, carry, weights, state)
-        return _checked(carry, f"{step.name} left"), sides, updates
-
-    return forward
-
-
-def _backward(step: Step, block: Callable) -> Callable:
-    def backward(
-        outputs: list, doutputs: list, weights: list, state: list, dsides: list
-    ) -> tuple[list, list, list]:
-        source = step.recover(outputs, weights, state)
-        (fx, _), through_block = vjp(
-            lambda source, weights: step.block(source, weights, state)[:2], source, weights
-        )
-        same_fx = block(source, weights, state)[0] if step.exact else fx
-        inputs = step.uncouple(outputs, same_fx, source)
-        inputs = _checked(inputs, f"The input of {step.name} was rebuilt with")
-        _, through_coupling = vjp(step.couple, inputs, fx)
-        _, through_source = vjp(step.source, inputs)
-        dinputs, dfx = through_coupling(doutputs)
-        dsource, dweights = through_block((dfx, dsides))
-        (more,) = through_source(dsource)
-        return inputs, [add_gradients(d, e) for d, e in zip(dinputs, more)], dweights
-
-    return backward
-
-
-def _checked(carry: list, subject: str) -> list:
-    if not checks_enabled():
-        return carry
-    return [tf.debugging.check_numerics(x, f"{subject} values that are not finite") for x in carry]
+    return Passes(forward if is_open else whole(forward), whole(backward_pass(step, block)), uses)

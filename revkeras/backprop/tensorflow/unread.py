@@ -9,7 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from revkeras.backprop.tensorflow.graph import tensors_in
 from revkeras.backprop.tensorflow.tracing import trace
+from revkeras.step import Step
 
 
 class Unread:
@@ -58,3 +60,13 @@ def read_as_used(function: Callable, arguments: Sequence, state: Sequence) -> li
         return list(state)
     is_used = trace(function, (*arguments, list(state))).is_used
     return as_tensors(state, is_used[len(is_used) - len(state) :])
+
+
+def fetch(residence: Any, step: Step, weights: list, state: list, gate: Any) -> tuple[list, list]:
+    """A step's weights and those of its states that are read, from where they live."""
+    values = [*weights, *state]
+    owners = zip((*step.owners, *step.state_owners), values, strict=True)
+    owners = [owner for owner, value in owners if not isinstance(value, Unread)]
+    gate = tensors_in(gate)
+    values = where_read(lambda values: residence.fetch(owners, values, gate), values)
+    return values[: len(weights)], values[len(weights) :]
