@@ -21,6 +21,7 @@ from revkeras.backprop.tensorflow.graph import (
     vjp,
 )
 from revkeras.backprop.tensorflow.replayable import refuse_changing, refuse_unreplayable
+from revkeras.backprop.tensorflow.vectorization import rebuilding_once
 from revkeras.debugging import checks_enabled
 from revkeras.step import Step, run_step
 
@@ -114,7 +115,8 @@ def _passes(step: Step, uses: tuple[bool, ...], attends: bool = False) -> Passes
     forward = _forward(dataclasses.replace(step, block=block))
     # Outside of training nothing needs to be kept apart, and TFLite converts no function calls.
     is_open = step.inference and not step.compiled and not tf.executing_eagerly()
-    return Passes(forward if is_open else whole(forward), whole(_backward(step, block)), uses)
+    backward = rebuilding_once(whole(_backward(step, block)))
+    return Passes(forward if is_open else whole(forward), backward, uses)
 
 
 def _forward(step: Step) -> Callable:
