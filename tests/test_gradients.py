@@ -132,6 +132,24 @@ def test_gradient_of_gradient(mode, graph):
 
 
 @pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
+def test_gradient_of_gradient_without_a_tape(mode):
+    layer = revkeras.ReversibleSequential([L.Dense(2, activation="tanh") for _ in range(3)])
+    x = tf.constant(np.random.default_rng(0).standard_normal((2, 4)), tf.float32)
+    layer(x)
+
+    def second(layer):
+        @tf.function
+        def compute():
+            (dx,) = tf.gradients(tf.reduce_sum(layer(x) ** 3), x)
+            return tf.gradients(tf.reduce_sum(dx**2), x)
+
+        return compute()
+
+    found, expected = second(in_mode(layer, mode)), second(in_mode(layer, "none"))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
 def test_persistent_tape(mode):
     layer = revkeras.ReversibleSequential([L.Dense(2), L.Dense(2)], memory_mode=mode)
     x = tf.ones((2, 4))

@@ -20,6 +20,7 @@ from revkeras.backprop.tensorflow.graph import (
 )
 from revkeras.backprop.tensorflow.replayable import refuse_changing, refuse_unreplayable
 from revkeras.backprop.tensorflow.unread import as_tensors
+from revkeras.backprop.tensorflow.vectorization import rebuilding_once
 from revkeras.backprop.walk import backward_pass, forward_pass
 from revkeras.carry import Carry
 from revkeras.debugging import checks_enabled
@@ -116,4 +117,5 @@ def _passes(step: Step, uses: tuple[bool, ...], attends: bool = False) -> Passes
     forward = forward_pass(dataclasses.replace(step, block=block))
     # Outside of training nothing needs to be kept apart, and TFLite converts no function calls.
     is_open = step.inference and not step.compiled and not tf.executing_eagerly()
-    return Passes(forward if is_open else whole(forward), whole(backward_pass(step, block)), uses)
+    backward = rebuilding_once(whole(backward_pass(step, block)))
+    return Passes(forward if is_open else whole(forward), backward, uses)
