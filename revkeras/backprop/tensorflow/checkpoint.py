@@ -6,9 +6,10 @@ from typing import Any
 import tensorflow as tf
 
 from revkeras.backprop.tensorflow.custom_gradient import with_gradient
-from revkeras.backprop.tensorflow.graph import after, detached, one_piece, tensors_in, vjp
+from revkeras.backprop.tensorflow.graph import after, detached, one_piece, vjp
 from revkeras.backprop.tensorflow.replayable import check_replays, refuse_untracked
 from revkeras.backprop.tensorflow.residence import InPlace
+from revkeras.backprop.tensorflow.tracing import tensors_of
 from revkeras.backprop.tensorflow.unread import read_as_used
 
 
@@ -32,7 +33,7 @@ def checkpoint(
     arguments, n_weights = (inputs, weights), len(weights)
 
     def fetched(weights, state, gate):
-        values = residence.fetch(owners, [*weights, *state], tensors_in(gate))
+        values = residence.fetch(owners, [*weights, *state], tensors_of(gate))
         return values[:n_weights], values[n_weights:]
 
     def run(inputs, weights, state):

@@ -13,6 +13,7 @@ from tensorflow.python.ops.gradients_util import (
     PossibleTapeGradientTypes,
 )
 
+from revkeras.backprop.tensorflow.tracing import tensors_of
 from revkeras.debugging import checks_enabled
 
 eager_scope = tf.init_scope
@@ -188,13 +189,8 @@ def after(gate: Any, values: Any) -> Any:
     Dropout's draws depend on the seed alone: the executor made those of later
     blocks while the first were computing, and the drawn tensors waited in memory.
     """
-    with tf.control_dependencies(tensors_in(gate)):
+    with tf.control_dependencies(tensors_of(gate)):
         return tf.nest.map_structure(lambda x: None if x is None else tf.identity(x), values)
-
-
-def tensors_in(structure: Any) -> list[tf.Tensor]:
-    """The tensors of a structure that may have `None` in it."""
-    return [x for x in tf.nest.flatten(structure) if x is not None]
 
 
 def detached(tensors: Any) -> Any:

@@ -9,8 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import tensors_in
-from revkeras.backprop.tensorflow.tracing import trace
+from revkeras.backprop.tensorflow.tracing import tensors_of, trace
 from revkeras.step import Step
 
 
@@ -67,6 +66,6 @@ def fetch(residence: Any, step: Step, weights: list, state: list, gate: Any) -> 
     values = [*weights, *state]
     owners = zip((*step.owners, *step.state_owners), values, strict=True)
     owners = [owner for owner, value in owners if not isinstance(value, Unread)]
-    gate = tensors_in(gate)
+    gate = tensors_of(gate)
     values = where_read(lambda values: residence.fetch(owners, values, gate), values)
     return values[: len(weights)], values[len(weights) :]

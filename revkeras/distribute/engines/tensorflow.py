@@ -1,6 +1,5 @@
 """TensorFlow's own cluster runtime and collective operations; nothing else to install."""
 
-import zlib
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -12,6 +11,7 @@ from tensorflow.python.ops import gen_collective_ops
 from revkeras.distribute import membership
 from revkeras.distribute.cluster import Cluster
 from revkeras.distribute.engines.collectives import Collectives
+from revkeras.distribute.engines.keys import CollectiveKeys
 
 _GROUP = 1
 _MERGES = {"sum": "Add", "max": "Max", "min": "Min"}
@@ -47,7 +47,7 @@ class TensorFlowEngine(Collectives):
         self._membership.progress = self._order.progress
         self._has_gpu = bool(tf.config.get_visible_devices("GPU"))
         self.device = "GPU:0" if self._has_gpu else "CPU:0"
-        self._numbers: dict[tuple, int] = {}
+        self._keys = CollectiveKeys()
 
     def close(self) -> None:
         """Waits for all workers and takes leave; the runtime itself ends with the process."""
@@ -96,19 +96,11 @@ class TensorFlowEngine(Collectives):
         run one after the other, so those that are alike can share a number; one number's
         have to be of one shape, so it goes into the number, at run time if need be.
         """
-        if not wire.shape.is_fully_defined():
-            number = self._number(verb, wire.dtype.name, tuple(wire.shape))
-            shape = tf.strings.reduce_join(tf.strings.as_string(tf.shape(wire)), separator=",")
-            return tf.cast(tf.strings.to_hash_bucket_fast(shape, 2**30), tf.int32) ^ number
-        return self._number(verb, wire.dtype.name, tuple(wire.shape))
-
-    def _number(self, *signature: object) -> int:
-        if signature not in self._numbers:
-            number = zlib.crc32(repr(signature).encode()) >> 1
-            while number in self._numbers.values():
-                number += 1
-            self._numbers[signature] = number
-        return self._numbers[signature]
+        number = self._keys.number(verb, wire.dtype.name, tuple(wire.shape))
+        if wire.shape.is_fully_defined():
+            return number
+        shape = tf.strings.reduce_join(tf.strings.as_string(tf.shape(wire)), separator=",")
+        return tf.cast(tf.strings.to_hash_bucket_fast(shape, 2**30), tf.int32) ^ number
 
 
 def slurm_addresses() -> list[str]:
