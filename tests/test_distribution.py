@@ -2,8 +2,9 @@
 
 import os
 import subprocess
-import sys
 import textwrap
+
+from tests.warm import python
 
 
 def test_mirrored_strategy_on_two_logical_devices():
@@ -57,7 +58,7 @@ def test_mirrored_strategy_on_two_logical_devices():
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     """
     subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [*python(), "-c", textwrap.dedent(code)],
         check=True,
         env={**os.environ, "PYTHONPATH": os.getcwd(), "TF_CPP_MIN_LOG_LEVEL": "2"},
     )

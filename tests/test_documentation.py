@@ -6,12 +6,12 @@ import os
 import pkgutil
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import revkeras
+from tests.warm import python
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,7 +30,7 @@ def test_python_blocks_run(page, tmp_path):
     """All of a page's blocks in one fresh process, in order."""
     code = code_on(page)
     subprocess.run(
-        [sys.executable, "-c", code],
+        [*python(), "-c", code],
         check=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},

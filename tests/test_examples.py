@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from tests.modes import assert_same_training, fit
+from tests.warm import python
 
 ROOT = Path(__file__).parents[1]
 
 
 def run_example(name, *arguments):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+    command = [*python(), str(ROOT / "examples" / name), *map(str, arguments)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import textwrap
 
 import keras
@@ -12,6 +11,7 @@ import tensorflow as tf
 import revkeras
 from tests import blocks
 from tests.modes import assert_same, built, in_mode, run_step
+from tests.warm import python
 
 TWO_DEVICES = """
     import keras, numpy as np, tensorflow as tf
@@ -38,7 +38,7 @@ TWO_DEVICES = """
 def run_on_two_devices(code):
     """Runs code in a process whose CPU is two devices: a host, and one that computes."""
     subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TWO_DEVICES) + textwrap.dedent(code)],
+        [*python(), "-c", textwrap.dedent(TWO_DEVICES) + textwrap.dedent(code)],
         check=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         timeout=300,

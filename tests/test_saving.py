@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import textwrap
 
 import keras
@@ -13,6 +12,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 import revkeras
 from tests import blocks
+from tests.warm import python
 
 L = keras.layers
 
@@ -77,7 +77,7 @@ def test_lambda_coupling_is_refused_when_saved(tmp_path):
 def in_fresh_process(code, *arguments):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        [*python(), "-c", textwrap.dedent(code), *map(str, arguments)],
         check=True,
         env={**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "2"},
     )
@@ -238,7 +238,7 @@ def test_an_exported_model_has_gradients(tmp_path, mode, export):
     inputs = {"x": draw((2, 8)).astype("float32"), "context": draw((2, 4)).astype("float32")}
     np.savez(tmp_path / "inputs.npz", **inputs)
     export(model, str(tmp_path / "model"))
-    subprocess.run([sys.executable, "-c", GRADIENTS], check=True, capture_output=True, cwd=tmp_path)
+    subprocess.run([*python(), "-c", GRADIENTS], check=True, capture_output=True, cwd=tmp_path)
     found = list(np.load(tmp_path / "found.npz").values())
 
     stack.memory_mode = "none"

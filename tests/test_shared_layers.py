@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -12,6 +11,7 @@ import tensorflow as tf
 
 import revkeras
 from revkeras import ReversibleSequential
+from tests.warm import python
 
 L = keras.layers
 X = np.random.default_rng(0).standard_normal((5, 8)).astype("float32")
@@ -189,7 +189,7 @@ np.testing.assert_allclose(model(expected["x"]), expected["y"], rtol=1e-5, atol=
 """
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = {**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env=environment)
+    subprocess.run([*python(), "-c", code, tmp_path], check=True, env=environment)
 
 
 def test_a_shared_layer_trains_as_one(tmp_path):

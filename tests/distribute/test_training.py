@@ -30,7 +30,8 @@ def runs(tmp_path_factory):
     @functools.cache
     def run(workers):
         out = tmp_path_factory.mktemp(f"workers-{workers}")
-        assert run_workers(SCRIPT, workers, [out, *GROUPS[workers]], seconds=900) == 0
+        arguments = [out, *GROUPS[workers]]
+        assert run_workers(SCRIPT, workers, arguments, seconds=900, fresh=workers == 2) == 0
         return out
 
     return run

@@ -11,6 +11,7 @@ import pytest
 
 from revkeras.distribute.cluster import CONTROL_PORT
 from revkeras.distribute.launch import free_ports, launch
+from tests.warm import python
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,12 +22,14 @@ faulthandler.dump_traceback_later({seconds}, exit=True)
 """
 
 
-def run_workers(script, workers, arguments=(), seconds=100, environ=None):
-    """Runs a script's file in `workers` processes; returns the launcher's exit status."""
+def run_workers(script, workers, arguments=(), seconds=100, environ=None, fresh=False):
+    """Runs a script's file in `workers` processes; returns the launcher's exit status.
+
+    With `fresh=True` they are no forks of one process, and each has another seed of `hash()`.
+    """
+    interpreter = [sys.executable] if fresh else python()
     with _environment({"PYTHONPATH": str(ROOT), **(environ or {})}):
-        return launch(
-            [sys.executable, "-c", bounded(script, seconds), *map(str, arguments)], workers
-        )
+        return launch([*interpreter, "-c", bounded(script, seconds), *map(str, arguments)], workers)
 
 
 def run_separately(script, workers, arguments=(), seconds=100):
@@ -38,7 +41,7 @@ def run_separately(script, workers, arguments=(), seconds=100):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", bounded(script, seconds), *map(str, arguments)],
+                [*python(), "-c", bounded(script, seconds), *map(str, arguments)],
                 env={
                     **os.environ,
                     "PYTHONPATH": str(ROOT),
@@ -62,9 +65,10 @@ needs_horovod = pytest.mark.skipif(
 
 def run_under_horovod(script, workers, arguments=(), seconds=100):
     """Runs a script's file under `horovodrun`; returns its status and output."""
-    command = [sys.executable, "-m", "horovod.runner.launch", "-np", str(workers)]
+    launcher = "from horovod.runner.launch import run_commandline; run_commandline()"
+    command = [*python(), "-c", launcher, "-np", str(workers)]
     done = subprocess.run(
-        [*command, sys.executable, "-c", bounded(script, seconds), *map(str, arguments)],
+        [*command, *python(), "-c", bounded(script, seconds), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,7 +1,6 @@
 """The verbs of each engine, in real processes."""
 
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from revkeras.distribute import engines
 from revkeras.distribute.engines.local import LocalEngine
 from revkeras.distribute.engines.tensorflow import TensorFlowEngine
 from tests.distribute.workers import ROOT, needs_horovod, run_under_horovod, run_workers
+from tests.warm import python
 
 _VERBS = Path(__file__).with_name("verbs.py")
 _ORDER = Path(__file__).with_name("order.py")
@@ -49,7 +49,7 @@ def test_a_port_in_use_is_named():
             else:
                 raise AssertionError("no error")
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
+    subprocess.run([*python(), "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
 
 
 def test_a_runtime_that_runs_already_is_refused():
@@ -65,7 +65,7 @@ def test_a_runtime_that_runs_already_is_refused():
         else:
             raise AssertionError("no error")
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
+    subprocess.run([*python(), "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
 
 
 def test_local_gives_back_what_it_is_given():
