@@ -27,6 +27,7 @@ LOADED = {
     "checkpoint",
     "couplings",
     "debugging",
+    "ends",
     "inverse",
     "invertible_call",
     "layers",
