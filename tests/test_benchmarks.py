@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import deep_stacks
@@ -59,7 +58,7 @@ def goals_by_name(measurements):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 def test_one_configuration_in_a_fresh_process(tmp_path):
-    command = [sys.executable, "benchmarks/training_step.py", "--out", tmp_path, "--rounds", "1"]
+    command = [*python(), "benchmarks/training_step.py", "--out", tmp_path, "--rounds", "1"]
     command += ["--workloads", "convolutional", "--contestants", "reversible", "--depths", "2"]
     subprocess.run(
         [*command, "--steps", "1", "--first-step-depths"],
