@@ -11,8 +11,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 demo: $(VENV)/installed
 	$(BIN)/python examples/language_model.py --out $(OUT)
 
+# Files in their order: the longest have few tests, and would come last, on one worker, by number.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

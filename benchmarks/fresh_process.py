@@ -17,11 +17,11 @@ def main(parser, configuration_class, measure_here, run):
         run(arguments)
 
 
-def measure(script, configuration, environment, python=sys.executable):
-    """Runs `script --measure` on a configuration; returns the values that it prints last."""
+def measure(script, configuration, environment, python=(sys.executable,)):
+    """Runs `script --measure` by the command `python`; returns the values that it prints last."""
     arguments = ["--measure", json.dumps(dataclasses.asdict(configuration))]
     process = subprocess.run(
-        [str(python), script, *arguments],
+        [*python, script, *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -132,7 +132,7 @@ def median_seconds(step, steps):
 
 def measure_in_fresh_process(configuration, pytorch_python):
     in_pytorch = configuration.contestant in PYTORCH_CONTESTANTS
-    python = pytorch_python if in_pytorch else sys.executable
+    python = [str(pytorch_python) if in_pytorch else sys.executable]
     of_memory = memory.ENVIRONMENT if configuration.case in ("memory", "few blocks") else {}
     environment = {**ENVIRONMENT, **of_memory}
     values = fresh_process.measure(__file__, configuration, environment, python)

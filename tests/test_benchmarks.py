@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import deep_stacks
@@ -20,6 +19,8 @@ import report
 import stacked_loop
 import training_step
 from measurement import Configuration, Measurement, as_values, from_values
+
+from tests.warm import python
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
@@ -46,13 +47,18 @@ def first_step(contestant, depth, seconds):
     return Measurement(configuration, 0.1, seconds, False, 0, False)
 
 
+def run_benchmark(script, configuration):
+    environment = {"PYTHONPATH": str(ROOT)}
+    return fresh_process.measure(ROOT / "benchmarks" / script, configuration, environment, python())
+
+
 def goals_by_name(measurements):
     return {goal.name: goal for goal in report.goals(measurements)}
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 def test_one_configuration_in_a_fresh_process(tmp_path):
-    command = [sys.executable, "benchmarks/training_step.py", "--out", tmp_path, "--rounds", "1"]
+    command = [*python(), "benchmarks/training_step.py", "--out", tmp_path, "--rounds", "1"]
     command += ["--workloads", "convolutional", "--contestants", "reversible", "--depths", "2"]
     subprocess.run(
         [*command, "--steps", "1", "--first-step-depths"],
@@ -75,8 +81,7 @@ def test_one_configuration_in_a_fresh_process(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 def test_fused_update_in_a_fresh_process():
     configuration = fused_update.Configuration("fused", depth=2, width=4, batch=2, steps=1)
-    environment = {"PYTHONPATH": str(ROOT)}
-    found = fresh_process.measure(ROOT / "benchmarks/fused_update.py", configuration, environment)
+    found = run_benchmark("fused_update.py", configuration)
     assert found["weight_bytes"] == 2 * 2 * 4 * 4 * 4
     assert found["step_seconds"] > 0
 
@@ -84,9 +89,7 @@ def test_fused_update_in_a_fresh_process():
 def test_stacked_loop_trains_as_the_stack_does():
     def loss(contestant):
         configuration = stacked_loop.Configuration("first step", contestant, 3, 8, steps=1)
-        script = ROOT / "benchmarks/stacked_loop.py"
-        environment = {"PYTHONPATH": str(ROOT)}
-        return fresh_process.measure(script, configuration, environment)["loss_after_a_step"]
+        return run_benchmark("stacked_loop.py", configuration)["loss_after_a_step"]
 
     assert loss("loop, compiled") == pytest.approx(loss("reversible"), rel=1e-5)
 
@@ -94,8 +97,7 @@ def test_stacked_loop_trains_as_the_stack_does():
 @pytest.mark.parametrize("contestant", ["plain", "reversible"])
 def test_deep_stacks_in_a_fresh_process(contestant):
     configuration = deep_stacks.Configuration(contestant, depth=2)
-    environment = {"PYTHONPATH": str(ROOT)}
-    found = fresh_process.measure(ROOT / "benchmarks/deep_stacks.py", configuration, environment)
+    found = run_benchmark("deep_stacks.py", configuration)
     assert list(found) == list(deep_stacks.PARTS)
     assert min(found.values()) > 0
 
@@ -104,8 +106,7 @@ def test_deep_stacks_in_a_fresh_process(contestant):
 def test_offload_in_fresh_processes():
     """The host trains, and a server on this machine is the device."""
     configuration = offload.Configuration("on the host, fused", depth=2, width=4, batch=2, steps=1)
-    environment = {"PYTHONPATH": str(ROOT)}
-    found = fresh_process.measure(ROOT / "benchmarks/offload.py", configuration, environment)
+    found = run_benchmark("offload.py", configuration)
     assert found["weight_bytes"] == 2 * 2 * (4 * 4 + 4) * 4
     assert found["step_seconds"] > 0
 
@@ -115,8 +116,7 @@ def test_operations_of_a_step():
 
     def counted(contestant):
         configuration = operations.Configuration("dense", contestant, depth=2)
-        environment = {"PYTHONPATH": str(ROOT)}
-        return fresh_process.measure(ROOT / "benchmarks/operations.py", configuration, environment)
+        return run_benchmark("operations.py", configuration)
 
     plain, reversible = counted("none"), counted("reversible")
     assert plain["random draws"] == 2
