@@ -14,6 +14,7 @@ from revkeras.backprop.tensorflow.graph import (
     snapshot,
 )
 from revkeras.backprop.tensorflow.layer_calls import is_read, is_same_tensor, layer_calls
+from revkeras.backprop.tensorflow.replayable import refusing_merges
 from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
 from revkeras.backprop.tensorflow.reversible import reversible
 from revkeras.backprop.tensorflow.tape import gradient_tape
@@ -36,6 +37,7 @@ __all__ = [
     "offer_update",
     "place",
     "read_late",
+    "refusing_merges",
     "require",
     "residence",
     "reversible",
