@@ -63,7 +63,7 @@ class StatelessLayer:
         mapping = list(zip(variables, (*weights, *state), strict=True))
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(v) for v in variables]
-            with self.as_first_called():
+            with self.as_first_called(), backprop.refusing_merges(self._name):
                 outputs = function()
         after = [scope.get_current_value(v) for v in variables]
         changed = [a is not b for a, b in zip(after, before, strict=True)]
@@ -75,19 +75,22 @@ class StatelessLayer:
         updates = {i: a for i, (a, c) in enumerate(zip(after[n:], changed[n:])) if c}
         return outputs, list(scope.losses), updates
 
+    @property
+    def _name(self) -> str:
+        return f"Block '{self.layer.name}' (of type {type(self.layer).__name__})"
+
     def _refuse_unreplayable(self, assigned: list, foreign: set) -> None:
-        block = f"Block '{self.layer.name}' (of type {type(self.layer).__name__})"
         if assigned:
             raise ValueError(
-                f"{block} assigns its trainable weights {[v.path for v in assigned]} in its "
+                f"{self._name} assigns its trainable weights {[v.path for v in assigned]} in its "
                 "`call()`, so what they were could not be told in the backward pass. Make them "
                 "non-trainable, or use `memory_mode='none'`."
             )
         if foreign:
             raise ValueError(
-                f"{block} updates variables that Keras does not count as its state, so it could "
-                "not be replayed in the backward pass. Random numbers need a generator of the "
-                "block's: set `self.seed_generator = keras.random.SeedGenerator(seed)` in its "
+                f"{self._name} updates variables that Keras does not count as its state, so it "
+                "could not be replayed in the backward pass. Random numbers need a generator of "
+                "the block's: set `self.seed_generator = keras.random.SeedGenerator(seed)` in its "
                 "`__init__()` and pass `seed=self.seed_generator`. Other state needs "
                 "`self.add_weight(..., trainable=False)`."
             )

@@ -18,6 +18,7 @@ from revkeras.backprop.tensorflow.graph import (
 )
 from revkeras.backprop.tensorflow.layer_calls import is_read, is_same_tensor, layer_calls
 from revkeras.backprop.tensorflow.passes import passes
+from revkeras.backprop.tensorflow.replayable import refusing_merges
 from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
 from revkeras.backprop.tensorflow.tape import gradient_tape
 from revkeras.backprop.tensorflow.unread import fetch, read_late
@@ -45,6 +46,7 @@ __all__ = [
     "passes",
     "place",
     "read_late",
+    "refusing_merges",
     "require",
     "residence",
     "shared",

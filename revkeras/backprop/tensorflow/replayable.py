@@ -1,6 +1,7 @@
 """What a block may not do where it is replayed for the gradient."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -31,6 +32,27 @@ def refuse_untracked(variables: Sequence[tf.Variable]) -> None:
             "block: create them with `self.add_weight(...)` in `build()`, or hold the layers "
             "that own them in attributes of the block."
         )
+
+
+@contextlib.contextmanager
+def refusing_merges(block: str) -> Iterator[None]:
+    """Raises by name where a block's replicas communicate while a pass of it is traced.
+
+    `MirroredStrategy` lets them do so in the graph of the whole step alone, and eagerly.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "`merge_call` called while" not in str(error):
+            raise
+        raise ValueError(
+            f"{block} communicates between the replicas of a `tf.distribute` strategy "
+            "(`merge_call`), as `keras.layers.BatchNormalization(synchronized=True)` does. "
+            "Expected a block that each replica can replay for itself: TensorFlow cannot trace "
+            "communication where a block is replayed in the backward pass. Take it out of the "
+            "block, as with `synchronized=False`, or leave the block out of what is recomputed, "
+            "as `memory_mode='none'` does."
+        ) from error
 
 
 # TensorFlow calls these stateful, and a replay may repeat them.
