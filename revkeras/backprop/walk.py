@@ -40,7 +40,7 @@ def reversible(
         backprop.note_reads(step.owners)
         weights, state = backprop.fetch(residence, step, weights, state, begun)
         begun[:] = [carry]
-        passes.append(backprop.passes(step, carry, weights, state))
+        passes.append(backprop.passes_of(step, carry, weights, state))
         return passes[-1].forward(carry, weights, passes[-1].read(state))
 
     def run(inputs: Carry, weights: list, state: list) -> tuple[tuple, list]:

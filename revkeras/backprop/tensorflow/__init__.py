@@ -17,7 +17,7 @@ from revkeras.backprop.tensorflow.graph import (
     vjp,
 )
 from revkeras.backprop.tensorflow.layer_calls import is_read, is_same_tensor, layer_calls
-from revkeras.backprop.tensorflow.passes import passes
+from revkeras.backprop.tensorflow.passes import passes_of
 from revkeras.backprop.tensorflow.replayable import refusing_merges
 from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
 from revkeras.backprop.tensorflow.tape import gradient_tape
@@ -43,7 +43,7 @@ __all__ = [
     "may_be_replayed",
     "note_reads",
     "offer_update",
-    "passes",
+    "passes_of",
     "place",
     "read_late",
     "refusing_merges",
