@@ -26,10 +26,10 @@ def _checkpointed(
         )
         return carry, sides, updates
 
-    return run_plainly(steps, layout, inputs, weights, state, run)
+    return _plainly(steps, layout, inputs, weights, state, run)
 
 
-def run_plainly(
+def _plainly(
     steps: Sequence[Step],
     layout: Layout,
     inputs: Carry,
@@ -42,7 +42,7 @@ def run_plainly(
     return layout.pack(carry), sides, updates
 
 
-MEMORY_MODES = {"reversible": backprop.reversible, "checkpoint": _checkpointed, "none": run_plainly}
+MEMORY_MODES = {"reversible": backprop.reversible, "checkpoint": _checkpointed, "none": _plainly}
 
 # What stacks run in instead of their own modes, in this thread.
 _instead = contextvars.ContextVar("instead", default=types.MappingProxyType({}))

@@ -13,9 +13,8 @@ import numpy as np
 from revkeras import backprop
 from revkeras.carry import Carry, Layout
 from revkeras.checks.errors import relative_error
-from revkeras.checks.observation import ensure_built, observed, require_stack
-from revkeras.memory_modes import run_plainly
-from revkeras.step import Step, run_step
+from revkeras.checks.observation import ensure_built, observed, require_stack, trace
+from revkeras.step import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +192,9 @@ def _backward(layer: keras.layers.Layer, total: Callable[[], Any], keep: bool) -
         runs.append(run)
         arguments = layout, held, [w for ws in own for w in ws], state
         if keep:
-            return run_plainly(steps, *arguments, _recording_run(run.inputs))
+            found, results = trace(stack, steps, *arguments)
+            run.inputs[:] = found.carries[:-1]
+            return results
         return backprop.reversible(
             [_recording(step, run.inputs, i) for i, step in enumerate(steps)], *arguments
         )
@@ -205,17 +206,6 @@ def _backward(layer: keras.layers.Layer, total: Callable[[], Any], keep: bool) -
     for run, (at_input, at_weights) in zip(runs, gradients, strict=True):
         run.input_gradient, run.weight_gradients = at_input, at_weights
     return runs
-
-
-def _recording_run(inputs: list) -> Callable:
-    """Runs a step, and notes its input."""
-    indices = itertools.count()
-
-    def run(step: Step, carry: Carry, weights: list, state: list) -> tuple[Carry, list, dict]:
-        inputs[next(indices)] = carry
-        return run_step(step, carry, weights, state)
-
-    return run
 
 
 def _recording(step: Step, inputs: list, index: int) -> Step:

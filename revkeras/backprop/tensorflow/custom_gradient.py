@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from revkeras.backprop.tensorflow.graph import detached, kept_by_graph
+from revkeras.backprop.tensorflow.graph import copy_with_gradient, detached, kept_by_graph
 from revkeras.backprop.tensorflow.keeping import Keeping
 from revkeras.backprop.tensorflow.replayable import refuse_untracked
 from revkeras.backprop.tensorflow.unread import where_read
@@ -122,14 +122,11 @@ def _noting(connected: list, y: tf.Tensor) -> tf.Tensor:
     does not depend on would get zeros too where plain Keras has `None`.
     """
 
-    def gradient(dy: Any) -> list:
+    def gradient(dy: tf.Tensor) -> tf.Tensor:
         connected.append(tf.identity(dy))
-        return [connected[-1]]
+        return connected[-1]
 
-    with record.stop_recording():
-        copy = tf.identity(y)
-    record.record_operation("noting", [copy], [y], gradient)
-    return copy
+    return copy_with_gradient(y, gradient)
 
 
 def _refuse_forward_mode(*_: Any) -> None:

@@ -239,9 +239,14 @@ def _with_gradient_of_its_own(x: tf.Tensor) -> tf.Tensor:
     A tape never frees what it finds for two tensors, such as the gradient of both terms of a sum.
     Eager training leaked a stream for each block at each step, tracing leaked the graph.
     """
+    return copy_with_gradient(x, tf.identity)
+
+
+def copy_with_gradient(x: tf.Tensor, gradient: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """A copy of `x`; on tapes, `gradient(dcopy)` is what comes to `x` of the copy's gradient."""
     with record.stop_recording():
         copy = tf.identity(x)
-    record.record_operation("copy", [copy], [x], lambda dx: [tf.identity(dx)])
+    record.record_operation("copy", [copy], [x], lambda dcopy: [gradient(dcopy)])
     return copy
 
 
