@@ -38,7 +38,7 @@ import tensorflow as tf
 from exactness_report import Configuration, Figure, Measurement, measurement_from, shown, write
 
 import revkeras
-from revkeras.backprop.tensorflow import passes
+from revkeras._engine.tensorflow import passes
 from revkeras.checks.errors import relative_error
 from revkeras.couplings import Additive, Affine, Momentum
 from revkeras.layers import SpaceToDepth

@@ -4,9 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from revkeras import couplings, debugging, layers
+from revkeras._stack.reversible_sequential import ReversibleSequential
+from revkeras._unloaded import register_unloaded
 from revkeras.checkpoint import Checkpoint
-from revkeras.reversible_sequential import ReversibleSequential
-from revkeras.unloaded import register_unloaded
 
 if TYPE_CHECKING:
     from revkeras import distribute, models

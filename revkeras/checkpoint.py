@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 
-from revkeras import backprop
-from revkeras.stateless import (
+from revkeras._engine import verbs
+from revkeras._stack.stateless import (
     Packing,
     StatelessLayer,
     is_built,
@@ -13,7 +13,7 @@ from revkeras.stateless import (
     spec_of,
     take_effect,
 )
-from revkeras.structure import structure_of
+from revkeras._stack.structure import structure_of
 
 
 def call_checkpointed(
@@ -40,17 +40,17 @@ def call_checkpointed(
         outputs, losses, updates = function(weights, state[:n_state], *args, **kwargs)
         return packing.pack((outputs, losses)), updates
 
-    read_state = residence.read if training else backprop.read_late(residence.read)
+    read_state = residence.read if training else verbs.read_late(residence.read)
     weights, state = residence.read(function.trainable), read_state(function.state)
     owners = [*function.trainable, *function.state, *others]
     # As of a stack's step; eagerly nothing is traced.
     proven = (
         training is False
-        or backprop.is_eager()
+        or verbs.is_eager()
         or structure_of(layer, [*function.trainable, *function.state])
     )
     unproven = None if proven else f"Layer '{layer.name}' (of type {type(layer).__name__})"
-    tensors, updates = backprop.checkpoint(
+    tensors, updates = verbs.checkpoint(
         run, floats, weights, [*state, *others], owners, residence, unproven
     )
     outputs, losses = packing.unpack(tensors)
@@ -97,7 +97,7 @@ class Checkpoint(keras.layers.Wrapper):
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
         self.supports_jit = False  # XLA would merge the recomputation with the forward pass
-        self.residence = backprop.residence(None)  # sharded training gives it another
+        self.residence = verbs.residence(None)  # sharded training gives it another
         self._call_signature = layer._call_signature
 
     def build(self, input_shape: Any = None) -> None:

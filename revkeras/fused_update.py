@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from revkeras import backprop
+from revkeras._engine import verbs
 
 
 @keras.saving.register_keras_serializable(package="revkeras")
@@ -64,7 +64,7 @@ class FusedUpdate(keras.optimizers.Optimizer):
         # late to update inside the backward pass. Not all optimizers have variables to make.
         self.add_variable((), dtype="int", name="built")
         # Keras makes them where the variables are, which it can tell eagerly alone.
-        with backprop.eager_scope():
+        with verbs.eager_scope():
             self.inner_optimizer.build(variables)
         super().build(variables)
 
@@ -86,9 +86,9 @@ class FusedUpdate(keras.optimizers.Optimizer):
 
     def scale_loss(self, loss: Any) -> Any:
         """`loss` as it is. From here on, the backward pass of this step updates."""
-        self._began_eagerly = backprop.is_eager()
+        self._began_eagerly = verbs.is_eager()
         if self.built:
-            backprop.offer_update(self._update, self._is_known)
+            verbs.offer_update(self._update, self._is_known)
         return loss
 
     def apply(self, grads: Sequence, trainable_variables: Sequence | None = None) -> None:
@@ -99,8 +99,8 @@ class FusedUpdate(keras.optimizers.Optimizer):
             self.inner_optimizer.apply(grads, trainable_variables)
             return
         variables = list(trainable_variables or self._trainable_variables)
-        updated = backprop.take_updated()
-        if updated is None and self._began_eagerly is not backprop.is_eager():
+        updated = verbs.take_updated()
+        if updated is None and self._began_eagerly is not verbs.is_eager():
             raise ValueError(
                 "FusedUpdate was not told of the step's beginning, so it updated nothing inside "
                 "the backward pass. In a training loop of your own, write `loss = "

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import revkeras
-from revkeras.backprop.tensorflow.compilation import compiled
+from revkeras._engine.tensorflow.compilation import compiled
 from tests import blocks
 from tests.graphs import graph_function, graph_of_gradient, operations
 from tests.modes import assert_same, assert_same_training, built, fit, in_mode, run_step

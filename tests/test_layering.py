@@ -9,9 +9,9 @@ import revkeras
 
 PACKAGE = Path(revkeras.__file__).parent
 # Folders of code for one backend, and what else knows that code.
-OWN = ("backprop/tensorflow/", "distribute/engines/", "distribute/tensorflow/")
+OWN = ("_engine/tensorflow/", "distribute/engines/", "distribute/tensorflow/")
 DOORS = {
-    "backprop/__init__.py": "revkeras.backprop.tensorflow",
+    "_engine/verbs.py": "revkeras._engine.tensorflow",
     "distribute/cluster.py": "revkeras.distribute.engines.tensorflow",
     "distribute/dataset.py": "revkeras.distribute.tensorflow.dataset",
     "distribute/resume.py": "revkeras.distribute.tensorflow.replay",
@@ -42,7 +42,7 @@ def names_tensorflow(source):
         ("from keras.src.backend import tensorflow", {"keras.src.backend.tensorflow"}),
         ("import importlib\nimportlib.import_module('tensorflow')", {"tensorflow"}),
         ("from . import tensorflow", {"..tensorflow"}),
-        ("import keras\nfrom revkeras import backprop", set()),
+        ("import keras\nfrom revkeras._engine import verbs", set()),
     ],
 )
 def test_imports_are_found_wherever_they_stand(source, found):

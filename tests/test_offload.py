@@ -178,7 +178,7 @@ def test_weights_leave_the_host_one_step_ahead():
     """Those of a step not before the step before it begins, forwards and back."""
     run_on_two_devices(
         """
-        from revkeras.backprop.tensorflow.residence import OnHost
+        from revkeras._engine.tensorflow.residence import OnHost
         events, fetches = [], []
 
         def noted(event, tensor):

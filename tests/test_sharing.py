@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import revkeras
-from revkeras.backprop.tensorflow.fingerprint import fingerprint
+from revkeras._engine.tensorflow.fingerprint import fingerprint
 from tests import blocks
 from tests.graphs import graph_of_gradient, operations
 from tests.modes import assert_modes_agree, assert_same, built, in_mode, run_step

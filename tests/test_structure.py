@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import revkeras
-from revkeras.structure import structure_of
+from revkeras._stack.structure import structure_of
 from tests import blocks
 from tests.graphs import graph_of_gradient
 from tests.modes import assert_same, built, in_mode, run_step
@@ -104,7 +104,7 @@ def test_none_for_a_method_that_was_replaced(monkeypatch):
 
 def n_traced(monkeypatch, layer, x, **arguments):
     """How many blocks are traced to be compared."""
-    passes = sys.modules["revkeras.backprop.tensorflow.passes"]
+    passes = sys.modules["revkeras._engine.tensorflow.passes"]
     found, fingerprint = [], passes.fingerprint
     monkeypatch.setattr(passes, "fingerprint", lambda *a: found.append(1) or fingerprint(*a))
     graph_of_gradient(layer, x, **arguments)

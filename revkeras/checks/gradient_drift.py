@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from revkeras import backprop
-from revkeras.carry import Carry, Layout
+from revkeras._engine import verbs, walk
+from revkeras._engine.carry import Carry, Layout
+from revkeras._engine.step import Step
 from revkeras.checks.errors import relative_error
 from revkeras.checks.observation import ensure_built, observed, require_stack, trace
-from revkeras.step import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ class _Run:
 
 def _backward(layer: keras.layers.Layer, total: Callable[[], Any], keep: bool) -> list[_Run]:
     """Differentiates `total()`, which calls the layer, and tells what its stacks did."""
-    runs, tape = [], backprop.gradient_tape()
+    runs, tape = [], verbs.gradient_tape()
 
     def mode(
         stack: Any, steps: list[Step], layout: Layout, held: Carry, weights: list, state: list
@@ -195,7 +195,7 @@ def _backward(layer: keras.layers.Layer, total: Callable[[], Any], keep: bool) -
             found, results = trace(stack, steps, *arguments)
             run.inputs[:] = found.carries[:-1]
             return results
-        return backprop.reversible(
+        return walk.reversible(
             [_recording(step, run.inputs, i) for i, step in enumerate(steps)], *arguments
         )
 

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 
 from revkeras import couplings
+from revkeras._stack.reversible_sequential import ReversibleSequential
+from revkeras._stack.streams import is_pair
 from revkeras.checks.errors import worst_error
 from revkeras.checks.observation import Trace, ensure_built, observed, tracing
 from revkeras.couplings.check import TOLERANCE
-from revkeras.reversible_sequential import ReversibleSequential
-from revkeras.streams import is_pair
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 import keras
 
-from revkeras.carry import Carry, Layout
+from revkeras._engine.carry import Carry, Layout
+from revkeras._engine.step import Step, run_step, run_steps
+from revkeras._stack.memory_modes import run_in
+from revkeras._stack.reversible_sequential import ReversibleSequential
+from revkeras._stack.stateless import is_built, spec_of
 from revkeras.convert.momentum_model import MomentumModel
-from revkeras.memory_modes import run_in
-from revkeras.reversible_sequential import ReversibleSequential
-from revkeras.stateless import is_built, spec_of
-from revkeras.step import Step, run_step, run_steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import keras
 
-from revkeras import backprop
-from revkeras.call_arguments import required_arguments
+from revkeras._engine import verbs
+from revkeras._stack.call_arguments import required_arguments
+from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.convert.inlined_blocks import additions_passed_over, with_blocks
-from revkeras.reversible_sequential import ReversibleSequential
 
 # A trace: by the layers' identities, their calls in one mode of the model.
 Trace = dict[int, list]
@@ -200,7 +200,7 @@ def _is_same(a: Any, b: Any) -> bool:
     return len(flat_a) == len(flat_b) and all(
         x is y
         or (isinstance(x, (bool, int, float, str)) and x == y)
-        or (keras.ops.is_tensor(x) and keras.ops.is_tensor(y) and backprop.is_same_tensor(x, y))
+        or (keras.ops.is_tensor(x) and keras.ops.is_tensor(y) and verbs.is_same_tensor(x, y))
         for x, y in zip(flat_a, flat_b)
     )
 
@@ -238,7 +238,7 @@ def _traces(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> list[Tr
     def trace(arguments: list, **mode: Any) -> Trace:
         found: Trace = {}
         function = functools.partial(_call, model, mode)
-        for call in backprop.layer_calls(function, arguments, layers):
+        for call in verbs.layer_calls(function, arguments, layers):
             found.setdefault(id(call.layer), []).append(call)
         return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras.src.models.functional import Functional  # `keras.Model` makes one of tensors
 
-from revkeras.call_arguments import argument_names
+from revkeras._stack.call_arguments import argument_names
 from revkeras.convert.find_runs import FoundRun, find_runs, named_runs
 from revkeras.convert.inlined_blocks import with_blocks
 from revkeras.convert.momentum_run import (

@@ -10,13 +10,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras import backprop
+from revkeras._engine import verbs
+from revkeras._stack.masks import masked_as
+from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
 from revkeras.convert.find_runs import same_arguments
 from revkeras.convert.residual import Original, Residual, difference, is_original, original
 from revkeras.couplings import Momentum
-from revkeras.masks import masked_as
-from revkeras.reversible_sequential import ReversibleSequential
 
 # The calls of models that are under way, and the runs whose models' configs are being written.
 _CALLS: contextvars.ContextVar = contextvars.ContextVar("calls", default=())
@@ -245,7 +245,7 @@ class ModelCall:
         """Raises if what was for the next block alone is an output, or is read in the graph."""
         leaving = {id(x) for x in keras.tree.flatten(outputs)}
         for x in self.handed_on:
-            if id(x) in leaving or backprop.is_read(x):
+            if id(x) in leaving or verbs.is_read(x):
                 position = x._revkeras_position
                 name = position.run.name_of(position.index)
                 raise ValueError(

@@ -6,12 +6,12 @@ from typing import Any
 
 import keras
 
+from revkeras._stack.masks import MaskOf, makes_masks, masked_as
+from revkeras._stack.memory_modes import run_in
+from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.convert.momentum_model import MomentumModel, revert
 from revkeras.convert.momentum_run import MomentumRun
 from revkeras.couplings import Coupling, Momentum
-from revkeras.masks import MaskOf, makes_masks, masked_as
-from revkeras.memory_modes import run_in
-from revkeras.reversible_sequential import ReversibleSequential
 
 
 def to_plain(model: keras.Model) -> keras.Model:

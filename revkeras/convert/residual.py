@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 
-from revkeras import backprop
-from revkeras.call_arguments import required_arguments
-from revkeras.stateless import is_built
+from revkeras._engine import verbs
+from revkeras._stack.call_arguments import required_arguments
+from revkeras._stack.stateless import is_built
 
 # The block that is called as it was before a conversion took its place.
 _ORIGINAL: contextvars.ContextVar = contextvars.ContextVar("original", default=None)
@@ -142,7 +142,7 @@ def _check_residual(block: keras.layers.Layer, x: Any, arguments: dict) -> None:
     def function(x: Any, tensors: dict) -> Any:
         return block(x, **tensors, **others)
 
-    (call,) = backprop.layer_calls(function, [x, tensors], [block])
+    (call,) = verbs.layer_calls(function, [x, tensors], [block])
     if not call.keeps_input:
         raise ValueError(
             f"{name} is not residual: its input does not reach its output through additions "

@@ -5,9 +5,9 @@ from typing import Any
 
 import keras
 
+from revkeras._stack.reversible_sequential import ReversibleSequential
+from revkeras._stack.stack_checks import check_layers
 from revkeras.convert.residual import Residual
-from revkeras.reversible_sequential import ReversibleSequential
-from revkeras.stack_checks import check_layers
 
 
 def to_reversible(

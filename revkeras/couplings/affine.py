@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from revkeras._stack.streams import same_shape
 from revkeras.couplings.coupling import Coupling
 from revkeras.couplings.functions import serialize
-from revkeras.streams import same_shape
 
 # Each with its logarithm, which would be that of a rounded zero far from `s = 0`.
 SCALES = {

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from revkeras._stack.streams import same_shape
 from revkeras.couplings.coupling import Coupling
-from revkeras.streams import same_shape
 
 TOLERANCE = {"float64": 1e-8, "float32": 2e-5, "float16": 0.05, "bfloat16": 0.2}
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from revkeras.streams import same_shape
+from revkeras._stack.streams import same_shape
 
 
 class Coupling:

@@ -5,9 +5,9 @@ from typing import Any
 
 import keras
 
+from revkeras._stack.streams import same_shape
 from revkeras.couplings.coupling import Coupling
 from revkeras.couplings.functions import name_of, serialize
-from revkeras.streams import same_shape
 
 
 @keras.saving.register_keras_serializable("revkeras")

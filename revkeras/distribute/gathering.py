@@ -12,7 +12,7 @@ from typing import Any
 
 from keras import ops
 
-from revkeras import backprop
+from revkeras._engine import verbs
 from revkeras.distribute.partition import share
 
 
@@ -35,16 +35,16 @@ def gathered(engine: Any, variables: Sequence, shards: list, wires: Sequence[str
             chosen = [i for i, w in enumerate(wires) if w == wire]
             shapes = _shapes(variables, chosen)
             join = functools.partial(_joined, wire)
-            join = backprop.shared(join, "join", wire, shapes)
+            join = verbs.shared(join, "join", wire, shapes)
             cut = functools.partial(_whole, shapes, engine.size)
-            cut = backprop.shared(cut, "cut", wire, shapes)
+            cut = verbs.shared(cut, "cut", wire, shapes)
             parts = cut(engine.all_gather(join(*(shards[i] for i in chosen))))
             for i, value in zip(chosen, parts):
                 whole[i] = value
         # By `scattered`, and not by those of the operations above, which sum up in 16 bits.
         return whole, lambda *gradients: scattered(engine, variables, list(gradients))
 
-    return backprop.with_gradient(run, *shards)
+    return verbs.with_gradient(run, *shards)
 
 
 def scattered(engine: Any, variables: Sequence, gradients: list) -> list:
@@ -58,9 +58,9 @@ def scattered(engine: Any, variables: Sequence, gradients: list) -> list:
         chosen = [i for i in there if variables[i]._dtype == dtype]
         shapes = _shapes(variables, chosen)
         lay = functools.partial(_laid_out, shapes, engine.size, dtype)
-        lay = backprop.shared(lay, "lay", dtype, shapes)
+        lay = verbs.shared(lay, "lay", dtype, shapes)
         take = functools.partial(_slices, shapes, engine.size, dtype)
-        take = backprop.shared(take, "take", dtype, shapes)
+        take = verbs.shared(take, "take", dtype, shapes)
         parts = take(_scattered_mean(engine, lay(*(gradients[i] for i in chosen))))
         for i, part in zip(chosen, parts):
             slices[i] = part
@@ -74,7 +74,7 @@ def _scattered_mean(engine: Any, rows: Any) -> Any:
         mean = engine.reduce_scatter(rows) / engine.size
         return mean, lambda d: [_gathered_rows(engine, d)]
 
-    return backprop.with_gradient(run, rows)
+    return verbs.with_gradient(run, rows)
 
 
 def _gathered_rows(engine: Any, row: Any) -> Any:
@@ -83,7 +83,7 @@ def _gathered_rows(engine: Any, row: Any) -> Any:
     def run(row: Any) -> tuple[Any, Callable]:
         return engine.all_gather(row), lambda d: [_scattered_mean(engine, d)]
 
-    return backprop.with_gradient(run, row)
+    return verbs.with_gradient(run, row)
 
 
 def _shapes(variables: Sequence, chosen: list[int]) -> tuple[tuple[int, ...], ...]:

@@ -5,10 +5,10 @@ from typing import Any
 
 import keras
 
-from revkeras import backprop
+from revkeras._engine import verbs
+from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint, call_checkpointed
 from revkeras.distribute.parameters import Spread, is_sharded, unshard
-from revkeras.reversible_sequential import ReversibleSequential
 
 
 def read_in(layers: Iterable[keras.layers.Layer]) -> dict[int, str]:
@@ -47,7 +47,7 @@ def arrange(
         elif fetches:
             unit.residence = Spread(engine, residence, dtypes)
         elif sum(_bytes(v) for v in own) >= shard_bytes:
-            _checkpoint(unit, Spread(engine, backprop.residence(None), dtypes))
+            _checkpoint(unit, Spread(engine, verbs.residence(None), dtypes))
         else:
             continue
         kept.update(id(v) for v in own)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras import backprop
+from revkeras._engine import verbs
 
 
 def over_ranks(values: list, aggregations: list[str], engine: Any) -> list:
@@ -109,7 +109,7 @@ class LogsOfAllRanks:
     def _noting(self, metric: keras.Metric, result: Callable) -> Callable:
         def noted() -> Any:
             variables = list(metric.variables)
-            state = backprop.snapshot(variables)
+            state = verbs.snapshot(variables)
             returned = result()
             self._results.append(_Result(result, returned, variables, state))
             return returned

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from revkeras import backprop
+from revkeras._engine import verbs
 from revkeras.distribute import births, membership
 from revkeras.distribute.callbacks import SameData, only_from_rank_0, refuse_unfit
 from revkeras.distribute.dataset import RowsOfRank
@@ -98,7 +98,7 @@ def _step(
     @functools.wraps(step)
     def taken_together(data: Any) -> Any:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        with backprop.eager_scope():
+        with verbs.eager_scope():
             if not agreed:
                 for attribute, optimizer in in_attributes(model):
                     _refuse_foreign(attribute, optimizer, strategy)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras import backprop
+from revkeras._engine import verbs
 from revkeras.distribute import births, slots
 from revkeras.distribute.clipping import Clipping
 from revkeras.distribute.exchange import Exchange, make_groups
@@ -112,10 +112,10 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         dtypes = self.strategy.read_in(self)
         variables, inner, core = list(variables), self._hidden.inner, self._hidden.core
         _refuse_overwritten(variables)
-        with backprop.eager_scope(), births.unobserved():
+        with verbs.eager_scope(), births.unobserved():
             super().build(variables)
             self._whole = type(core) not in ELEMENTWISE
-            with backprop.place(self._offload):
+            with verbs.place(self._offload):
                 self._make_pieces(variables, dtypes)
                 _exclude_pieces(core, variables, self._hidden.pieces)
                 found = slots.build(inner, core, [*self._hidden.pieces.values()])
@@ -236,7 +236,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             self._update(found)
             return
         if self.strategy.stage == 1:  # gradients are whole until all are there
-            found = dict(zip(found, backprop.after([*found.values()], [*found.values()])))
+            found = dict(zip(found, verbs.after([*found.values()], [*found.values()])))
         mine = self._hidden.exchange.reduce(found)
         self._hidden.exchange.follow()
         pieces, ranges = self._hidden.pieces, self._hidden.ranges
@@ -249,7 +249,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
     def _update(self, mine: dict[int, Any]) -> None:
         """Updates this rank's pieces, which the gradients are of."""
         self._clipping.positions = list(mine)
-        with backprop.place(self._offload):
+        with verbs.place(self._offload):
             self._hidden.inner.apply([*mine.values()], [self._hidden.pieces[i] for i in mine])
 
     def _constrain(self, positions: list[int]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras import backprop
+from revkeras._engine import verbs
 from revkeras.distribute.gathering import gathered, scattered
 from revkeras.distribute.partition import own_range, share
 
@@ -138,7 +138,7 @@ def spread_out(engine: Any, variable: ShardedVariable, part: Any) -> Any:
 
 
 class Spread:
-    """A residence whose values are spread over the ranks, see `backprop/tensorflow/residence.py`.
+    """A residence whose values are spread over the ranks, see `_engine/tensorflow/residence.py`.
 
     Args:
         engine: The engine that the ranks communicate by.
@@ -163,7 +163,7 @@ class Spread:
         chosen = [i for i, owner in enumerate(owners) if is_sharded(owner)]
         if not chosen:
             return values
-        shards = backprop.after(gate, [values[i] for i in chosen])
+        shards = verbs.after(gate, [values[i] for i in chosen])
         owners = [owners[i] for i in chosen]
         wires = [self.read_in.get(id(owner), owner._dtype) for owner in owners]
         for i, whole in zip(chosen, gathered(self._engine, owners, shards, wires)):

@@ -8,11 +8,11 @@ import keras
 import ml_dtypes  # noqa: F401  makes NumPy know "bfloat16"
 import numpy as np
 
+from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
 from revkeras.distribute import layers
 from revkeras.distribute.optimizer import ELEMENTWISE
 from revkeras.distribute.partition import grouped
-from revkeras.reversible_sequential import ReversibleSequential
 
 _MASTER = 4  # bytes of a float32
 

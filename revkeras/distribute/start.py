@@ -7,12 +7,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras import backprop
+from revkeras._engine import verbs
+from revkeras._stack.memory_modes import run_in
+from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
 from revkeras.distribute.building import has_call
 from revkeras.layers import ActNorm
-from revkeras.memory_modes import run_in
-from revkeras.reversible_sequential import ReversibleSequential
 
 
 def start_together(model: keras.Model, x: Any, engine: Any) -> None:
@@ -31,7 +31,7 @@ def start_together(model: keras.Model, x: Any, engine: Any) -> None:
         ValueError: if the model cannot be called.
     """
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, ActNorm)]
-    with backprop.eager_scope():
+    with verbs.eager_scope():
         if all(bool(layer.started.value) for layer in layers):
             return
     if not has_call(model):
@@ -42,7 +42,7 @@ def start_together(model: keras.Model, x: Any, engine: Any) -> None:
             "all workers."
         )
     state = [v for layer in layers for v in (layer.mean, layer.log_std, layer.started)]
-    found = backprop.snapshot(state)
+    found = verbs.snapshot(state)
     started = ops.all(ops.stack(found[2::3]))
 
     def start() -> list:

@@ -11,7 +11,8 @@ import keras
 from keras import ops
 
 import revkeras
-from revkeras import backprop
+from revkeras._engine import verbs
+from revkeras._stack.stateless import spec_of
 from revkeras.distribute import (
     births,
     deepspeed,
@@ -32,7 +33,6 @@ from revkeras.distribute.parameters import shard
 from revkeras.distribute.partition import StatePiece
 from revkeras.distribute.state import ReadRange
 from revkeras.distribute.training_state import held_by
-from revkeras.stateless import spec_of
 
 _current: list = []  # the strategy whose scope it is in
 
@@ -408,7 +408,7 @@ class ZeroStrategy:
             for v in layer._non_trainable_variables
             if keras.backend.is_float_dtype(v._dtype)
         }
-        values = backprop.snapshot([*updated.values()])
+        values = verbs.snapshot([*updated.values()])
         means = over_ranks(values, ["mean"] * len(values), self.engine)
         for v, mean in zip(updated.values(), means):
             v.assign(mean)

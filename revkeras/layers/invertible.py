@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras.streams import completed
+from revkeras._stack.streams import completed
 
 
 def check_seed(seed: Any) -> None:

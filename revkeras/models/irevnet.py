@@ -6,11 +6,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from revkeras._stack.reversible_sequential import ReversibleSequential
+from revkeras._stack.streams import same_shape
 from revkeras.layers import DepthToSpace, SpaceToDepth
 from revkeras.layers.invertible import Invertible
 from revkeras.models.top import add_top, check_top, image_input, is_size, with_weights
-from revkeras.reversible_sequential import ReversibleSequential
-from revkeras.streams import same_shape
 
 
 @keras.saving.register_keras_serializable("revkeras")

@@ -5,10 +5,10 @@ from typing import Any
 
 import keras
 
+from revkeras._stack.reversible_sequential import ReversibleSequential
+from revkeras._stack.stack_checks import check_layers
 from revkeras.couplings import Momentum
 from revkeras.models.top import check_top, with_weights
-from revkeras.reversible_sequential import ReversibleSequential
-from revkeras.stack_checks import check_layers
 
 
 def MomentumNet(

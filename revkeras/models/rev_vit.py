@@ -6,10 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.models.position import LearnedPositions
 from revkeras.models.top import check_choice, check_top, image_input, is_size, with_weights
 from revkeras.models.transformer_blocks import AttentionBlock, FeedForwardBlock
-from revkeras.reversible_sequential import ReversibleSequential
 
 
 @dataclasses.dataclass(frozen=True)

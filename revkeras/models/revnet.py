@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.models.top import add_top, check_choice, check_top, image_input, with_weights
-from revkeras.reversible_sequential import ReversibleSequential
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.models.generation import GenerativeModel
 from revkeras.models.position import LearnedPositions
 from revkeras.models.token_embedding import TokenEmbedding
@@ -14,7 +15,6 @@ from revkeras.models.transformer_blocks import (
     CrossAttentionBlock,
     FeedForwardBlock,
 )
-from revkeras.reversible_sequential import ReversibleSequential
 
 
 def ReversibleTransformer(

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 import revkeras
-from revkeras import backprop
+from revkeras._engine import verbs
 from revkeras.distribute.engines.local import LocalEngine
 from revkeras.distribute.parameters import Spread, follow, shard, unshard
 
@@ -49,7 +49,7 @@ def test_one_gather_a_pass_and_the_next_before_the_gradients_of_this_one():
     expected = gradients(stack, x)
     for v in stack.trainable_variables:
         shard(v, engine, keras.Variable._initialize)
-    stack.residence = Spread(engine, backprop.residence(None), {})
+    stack.residence = Spread(engine, verbs.residence(None), {})
     engine.calls.clear()
     found = gradients(stack, x)
     backwards = ["gather", *["gather", "scatter"] * (n - 1), "scatter"]

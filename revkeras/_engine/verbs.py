@@ -1,4 +1,4 @@
-"""Discard, rebuild, differentiate: one folder per Keras backend, the same verbs in each.
+"""What a Keras backend gives the engine: one folder for each, the same verbs in each.
 
 The walk (`walk.py`) is written once, over these:
 
@@ -25,8 +25,7 @@ from typing import Any
 import keras
 
 if keras.backend.backend() == "tensorflow":
-    from revkeras.backprop.tensorflow import *  # noqa: F403  its `__all__` lists the verbs
-    from revkeras.backprop.walk import reversible  # noqa: F401
+    from revkeras._engine.tensorflow import *  # noqa: F403  its `__all__` lists the verbs
 else:
 
     def __getattr__(verb: str) -> Callable:

@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 
-from revkeras import backprop
-from revkeras.attributes import AsFirstCalled
-from revkeras.masks import attach_mask, mask_of
+from revkeras._engine import verbs
+from revkeras._stack.attributes import AsFirstCalled
+from revkeras._stack.masks import attach_mask, mask_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class StatelessLayer:
             training,
             tuple(layer.trainable_variables),
             tuple(unique.values()),
-            AsFirstCalled(layer) if backprop.may_be_replayed() else contextlib.nullcontext,
+            AsFirstCalled(layer) if verbs.may_be_replayed() else contextlib.nullcontext,
         )
 
     def __call__(self, weights: list, state: list, *args: Any, **kwargs: Any) -> tuple:
@@ -63,7 +63,7 @@ class StatelessLayer:
         mapping = list(zip(variables, (*weights, *state), strict=True))
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(v) for v in variables]
-            with self.as_first_called(), backprop.refusing_merges(self._name):
+            with self.as_first_called(), verbs.refusing_merges(self._name):
                 outputs = function()
         after = [scope.get_current_value(v) for v in variables]
         changed = [a is not b for a, b in zip(after, before, strict=True)]
@@ -106,7 +106,7 @@ def separate_tensors(structure: Any) -> tuple[list, list, Callable[[list, list],
         What is no tensor stays in place.
     """
     leaves = [
-        backprop.snapshot([x])[0] if hasattr(x, "assign") else x  # a variable, Keras's or not
+        verbs.snapshot([x])[0] if hasattr(x, "assign") else x  # a variable, Keras's or not
         for x in keras.tree.flatten(structure)
     ]
     is_tensor = [keras.ops.is_tensor(x) for x in leaves]

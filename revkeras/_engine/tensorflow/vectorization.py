@@ -13,9 +13,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops.parallel_for import pfor
 
-from revkeras.backprop.tensorflow.graph import copy_of, made_by
-from revkeras.backprop.tensorflow.tracing import tensors_of
-from revkeras.carry import Carry
+from revkeras._engine.carry import Carry
+from revkeras._engine.tensorflow.graph import copy_of, made_by
+from revkeras._engine.tensorflow.tracing import tensors_of
 
 
 def rebuilding_once(backward: Callable) -> Callable:

@@ -6,12 +6,12 @@ from typing import Any
 
 import keras
 
-from revkeras.block_call import BlockCall
-from revkeras.call_arguments import argument_names
-from revkeras.carry import Layout
+from revkeras._engine.carry import Layout
+from revkeras._stack.block_call import BlockCall
+from revkeras._stack.call_arguments import argument_names
+from revkeras._stack.invertible_call import InvertibleCall, is_invertible
+from revkeras._stack.streams import stream_shape, whole_shape
 from revkeras.couplings import Coupling
-from revkeras.invertible_call import InvertibleCall, is_invertible
-from revkeras.streams import stream_shape, whole_shape
 
 
 @dataclasses.dataclass(frozen=True)

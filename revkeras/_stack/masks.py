@@ -34,7 +34,7 @@ class MaskOf(keras.layers.Layer):
     Example:
 
     >>> import keras
-    >>> from revkeras.masks import MaskOf
+    >>> from revkeras._stack.masks import MaskOf
     >>> embedded = keras.layers.Embedding(9, 2, mask_zero=True)(keras.ops.array([[3, 0]]))
     >>> MaskOf()(embedded).numpy().tolist()
     [[True, False]]
@@ -62,7 +62,7 @@ class WithMask(keras.layers.Layer):
     Example:
 
     >>> import keras
-    >>> from revkeras.masks import WithMask
+    >>> from revkeras._stack.masks import WithMask
     >>> x = keras.ops.array([[[1.0], [5.0]]])
     >>> masked = WithMask()([x, keras.ops.array([[True, False]])])
     >>> float(keras.layers.GlobalAveragePooling1D()(masked)[0, 0])

@@ -6,9 +6,9 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from revkeras import backprop
-from revkeras.carry import Carry, Layout
-from revkeras.step import Step, run_step, run_steps
+from revkeras._engine import verbs, walk
+from revkeras._engine.carry import Carry, Layout
+from revkeras._engine.step import Step, run_step, run_steps
 
 
 def _checkpointed(
@@ -21,7 +21,7 @@ def _checkpointed(
             carry, sides, updates = run_step(step, carry, weights, state)
             return (carry, sides), updates
 
-        (carry, sides), updates = backprop.checkpoint(
+        (carry, sides), updates = verbs.checkpoint(
             function, carry, weights, state, unproven=step.unproven
         )
         return carry, sides, updates
@@ -42,7 +42,7 @@ def _plainly(
     return layout.pack(carry), sides, updates
 
 
-MEMORY_MODES = {"reversible": backprop.reversible, "checkpoint": _checkpointed, "none": _plainly}
+MEMORY_MODES = {"reversible": walk.reversible, "checkpoint": _checkpointed, "none": _plainly}
 
 # What stacks run in instead of their own modes, in this thread.
 _instead = contextvars.ContextVar("instead", default=types.MappingProxyType({}))

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import forgotten_by_graph, kept_by_graph
+from revkeras._engine.tensorflow.graph import forgotten_by_graph, kept_by_graph
 
 
 @dataclasses.dataclass

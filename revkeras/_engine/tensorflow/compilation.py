@@ -5,8 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import kept_by_graph, one_piece, repeated
-from revkeras.backprop.tensorflow.tracing import tensors_of, trace
+from revkeras._engine.tensorflow.graph import kept_by_graph, one_piece, repeated
+from revkeras._engine.tensorflow.tracing import tensors_of, trace
 
 _PHILOX = tf.random.Algorithm.PHILOX.value
 _AUTO_SELECT = tf.random.Algorithm.AUTO_SELECT.value

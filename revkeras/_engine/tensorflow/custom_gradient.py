@@ -14,10 +14,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from revkeras.backprop.tensorflow.graph import copy_with_gradient, detached, kept_by_graph
-from revkeras.backprop.tensorflow.keeping import Keeping
-from revkeras.backprop.tensorflow.replayable import refuse_untracked
-from revkeras.backprop.tensorflow.unread import where_read
+from revkeras._engine.tensorflow.graph import copy_with_gradient, detached, kept_by_graph
+from revkeras._engine.tensorflow.keeping import Keeping
+from revkeras._engine.tensorflow.replayable import refuse_untracked
+from revkeras._engine.tensorflow.unread import where_read
 
 _numbers_of_gradients = itertools.count()
 

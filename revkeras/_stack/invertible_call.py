@@ -7,10 +7,10 @@ from typing import Any
 import keras
 from keras.ops import cast
 
-from revkeras.carry import Carry, Layout
-from revkeras.operands import Operands
-from revkeras.stateless import Packing, StatelessLayer
-from revkeras.step import Step
+from revkeras._engine.carry import Carry, Layout
+from revkeras._engine.step import Step
+from revkeras._stack.operands import Operands
+from revkeras._stack.stateless import Packing, StatelessLayer
 
 
 def is_invertible(layer: keras.layers.Layer) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from revkeras.carry import Carry
+from revkeras._engine.carry import Carry
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import keras
 
-from revkeras import backprop
-from revkeras.carry import APART, Carry, Layout
+from revkeras._engine import verbs
+from revkeras._engine.carry import APART, Carry, Layout
 from revkeras.couplings import Coupling
 from revkeras.debugging import checks_enabled
 
@@ -31,7 +31,7 @@ def begin_carry(
     x0, x1, *kept = coupling.lift(layout.split(tensors))
     if checks_enabled():
         message = f"The input of a stack is beyond the range of {coupling.describe()[0]}"
-        x0, x1, *kept = backprop.require(kept[0] <= 0, message, [x0, x1, *kept])
+        x0, x1, *kept = verbs.require(kept[0] <= 0, message, [x0, x1, *kept])
     return Carry((x0, x1), total, tuple(kept)), APART
 
 

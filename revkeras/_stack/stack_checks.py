@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from revkeras import backprop
-from revkeras.block_call import BlockCall
-from revkeras.call_arguments import argument_names, required_arguments
+from revkeras._engine import verbs
+from revkeras._stack.block_call import BlockCall
+from revkeras._stack.call_arguments import argument_names, required_arguments
+from revkeras._stack.invertible_call import InvertibleCall, invert, is_invertible
 from revkeras.couplings import Coupling
 from revkeras.couplings.check import to_float64
 from revkeras.couplings.depth import DepthLimit, known_limit, tried_limit
-from revkeras.invertible_call import InvertibleCall, invert, is_invertible
 
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
 
@@ -108,7 +108,7 @@ def check_offload(offload: Any, memory_mode: str) -> None:
 def check_on_host(layers: Sequence[keras.layers.Layer]) -> None:
     """Raises if a layer was built where its weights would not be on the host."""
     for index, layer in enumerate(layers):
-        if away := [v.path for v in layer.weights if not backprop.is_on_host(v)]:
+        if away := [v.path for v in layer.weights if not verbs.is_on_host(v)]:
             raise ValueError(
                 f"Layer {index} ('{layer.name}', of type {type(layer).__name__}) was built on a "
                 f"device before it came into a stack with offload='host': {away}. Leave it to the "
@@ -124,7 +124,7 @@ def find_depth_limit(
     known = known_limit(couplings, dtype)
     if known or not stack.check_inverse or any(c.exact for c in couplings):
         return known
-    with backprop.eager_scope():
+    with verbs.eager_scope():
         return tried_limit(couplings, shape, dtype, start)
 
 

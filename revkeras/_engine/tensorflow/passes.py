@@ -11,20 +11,20 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.compilation import compiled
-from revkeras.backprop.tensorflow.fingerprint import fingerprint
-from revkeras.backprop.tensorflow.graph import (
+from revkeras._engine.carry import Carry
+from revkeras._engine.step import Step
+from revkeras._engine.tensorflow.compilation import compiled
+from revkeras._engine.tensorflow.fingerprint import fingerprint
+from revkeras._engine.tensorflow.graph import (
     kept_by_graph,
     one_piece,
     specs,
 )
-from revkeras.backprop.tensorflow.replayable import refuse_changing, refuse_unreplayable
-from revkeras.backprop.tensorflow.unread import as_tensors
-from revkeras.backprop.tensorflow.vectorization import rebuilding_once
-from revkeras.backprop.walk import backward_pass, forward_pass
-from revkeras.carry import Carry
+from revkeras._engine.tensorflow.replayable import refuse_changing, refuse_unreplayable
+from revkeras._engine.tensorflow.unread import as_tensors
+from revkeras._engine.tensorflow.vectorization import rebuilding_once
+from revkeras._engine.walk import backward_pass, forward_pass
 from revkeras.debugging import checks_enabled
-from revkeras.step import Step
 
 
 @dataclasses.dataclass(frozen=True)

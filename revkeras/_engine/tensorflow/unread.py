@@ -9,8 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.tracing import tensors_of, trace
-from revkeras.step import Step
+from revkeras._engine.step import Step
+from revkeras._engine.tensorflow.tracing import tensors_of, trace
 
 
 class Unread:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.tracing import trace
+from revkeras._engine.tensorflow.tracing import trace
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import keras
 
-from revkeras import backprop
+from revkeras._engine import verbs
 
 
 class Operands:
@@ -22,7 +22,7 @@ class Operands:
                 self.items.append(item)
         return tuple(self._positions[id(item)] for item in items)
 
-    def values(self, read: Callable[[list], list] = backprop.snapshot) -> list:
+    def values(self, read: Callable[[list], list] = verbs.snapshot) -> list:
         """The items as tensors; `read(variables)` gives those of variables."""
         variables = [v for v in self.items if isinstance(v, keras.Variable)]
         values = iter(read(variables))

@@ -1,8 +1,8 @@
 """The gradient engine on TensorFlow."""
 
-from revkeras.backprop.tensorflow.checkpoint import checkpoint
-from revkeras.backprop.tensorflow.custom_gradient import custom_vjp, with_gradient
-from revkeras.backprop.tensorflow.graph import (
+from revkeras._engine.tensorflow.checkpoint import checkpoint
+from revkeras._engine.tensorflow.custom_gradient import custom_vjp, with_gradient
+from revkeras._engine.tensorflow.graph import (
     add_gradients,
     after,
     are_initialized,
@@ -16,13 +16,13 @@ from revkeras.backprop.tensorflow.graph import (
     snapshot,
     vjp,
 )
-from revkeras.backprop.tensorflow.layer_calls import is_read, is_same_tensor, layer_calls
-from revkeras.backprop.tensorflow.passes import passes_of
-from revkeras.backprop.tensorflow.replayable import refusing_merges
-from revkeras.backprop.tensorflow.residence import is_on_host, place, residence
-from revkeras.backprop.tensorflow.tape import gradient_tape
-from revkeras.backprop.tensorflow.unread import fetch, read_late
-from revkeras.backprop.tensorflow.updates import note_reads, offer_update, take_updated, use_up
+from revkeras._engine.tensorflow.layer_calls import is_read, is_same_tensor, layer_calls
+from revkeras._engine.tensorflow.passes import passes_of
+from revkeras._engine.tensorflow.replayable import refusing_merges
+from revkeras._engine.tensorflow.residence import is_on_host, place, residence
+from revkeras._engine.tensorflow.tape import gradient_tape
+from revkeras._engine.tensorflow.unread import fetch, read_late
+from revkeras._engine.tensorflow.updates import note_reads, offer_update, take_updated, use_up
 
 __all__ = [
     "add_gradients",

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from revkeras.carry import APART, Layout
-from revkeras.masks import mask_of
+from revkeras._engine.carry import APART, Layout
+from revkeras._stack.masks import mask_of
 
 
 def check_split_axis(axis: Any) -> int | None:

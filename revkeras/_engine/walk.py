@@ -11,9 +11,9 @@ and every exported model sees all of them.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from revkeras import backprop
-from revkeras.carry import Carry, Layout
-from revkeras.step import Step, run_step, run_steps
+from revkeras._engine import verbs
+from revkeras._engine.carry import Carry, Layout
+from revkeras._engine.step import Step, run_step, run_steps
 
 
 def reversible(
@@ -30,17 +30,17 @@ def reversible(
     fetched when the step before it begins, so they are on their way while that computes.
 
     Returns:
-        `(outputs, sides, updates)`, see `revkeras.step.run_steps`.
+        `(outputs, sides, updates)`, see `revkeras._engine.step.run_steps`.
     """
-    residence = residence or backprop.residence(None)
+    residence = residence or verbs.residence(None)
     passes = []  # of each step
     begun = []  # the carry that the step before began with
 
     def run_forward(step: Step, carry: Carry, weights: list, state: list) -> tuple:
-        backprop.note_reads(step.owners)
-        weights, state = backprop.fetch(residence, step, weights, state, begun)
+        verbs.note_reads(step.owners)
+        weights, state = verbs.fetch(residence, step, weights, state, begun)
         begun[:] = [carry]
-        passes.append(backprop.passes_of(step, carry, weights, state))
+        passes.append(verbs.passes_of(step, carry, weights, state))
         return passes[-1].forward(carry, weights, passes[-1].read(state))
 
     def run(inputs: Carry, weights: list, state: list) -> tuple[tuple, list]:
@@ -52,25 +52,25 @@ def reversible(
 
     def back(outputs: Carry, doutputs: Carry, dsides: list, weights: list, found: list) -> tuple:
         # Without the wait, what splits the output (and copies) runs right after the forward pass.
-        carry = layout.unpack(backprop.after(doutputs, outputs))
+        carry = layout.unpack(verbs.after(doutputs, outputs))
         dcarry = layout.unpack_gradient(doutputs)
         dweights = [None] * len(weights)
 
         def fetch(i: int, gate: Carry) -> tuple[list, list]:
             own = [weights[p] for p in steps[i].weights]
-            return backprop.fetch(residence, steps[i], own, found[i], gate)
+            return verbs.fetch(residence, steps[i], own, found[i], gate)
 
         coming = fetch(len(steps) - 1, doutputs)
         for i in reversed(range(len(steps))):
             values, coming = coming, fetch(i - 1, carry) if i else None
             carry, dcarry, dmine = passes[i].backward(carry, dcarry, *values, dsides[i])
             dmine = residence.release(steps[i].owners, dmine)
-            dmine, (carry, dcarry) = backprop.use_up(steps[i].owners, dmine, (carry, dcarry))
+            dmine, (carry, dcarry) = verbs.use_up(steps[i].owners, dmine, (carry, dcarry))
             for p, d in zip(steps[i].weights, dmine, strict=True):
-                dweights[p] = backprop.add_gradients(dweights[p], d)
+                dweights[p] = verbs.add_gradients(dweights[p], d)
         return layout.pack_gradient(dcarry, carry), dweights
 
-    return backprop.custom_vjp(run, back, inputs, weights, state, residence.place)
+    return verbs.custom_vjp(run, back, inputs, weights, state, residence.place)
 
 
 def forward_pass(step: Step) -> Callable:
@@ -78,7 +78,7 @@ def forward_pass(step: Step) -> Callable:
 
     def forward(carry: Carry, weights: list, state: list) -> tuple[Carry, list, dict]:
         carry, sides, updates = run_step(step, carry, weights, state)
-        return backprop.finite(carry, f"{step.name} left"), sides, updates
+        return verbs.finite(carry, f"{step.name} left"), sides, updates
 
     return forward
 
@@ -95,17 +95,17 @@ def backward_pass(step: Step, block: Callable) -> Callable:
         outputs: Carry, doutputs: Carry, weights: list, state: list, dsides: list
     ) -> tuple[Carry, Carry, list]:
         source = step.recover(outputs, weights, state)
-        (fx, _), through_block = backprop.vjp(
+        (fx, _), through_block = verbs.vjp(
             lambda source, weights: step.block(source, weights, state)[:2], source, weights
         )
         same_fx = block(source, weights, state)[0] if step.exact else fx
         inputs = step.uncouple(outputs, same_fx, source)
-        inputs = backprop.finite(inputs, f"The input of {step.name} was rebuilt with")
-        _, through_coupling = backprop.vjp(step.couple, inputs, fx)
-        _, through_source = backprop.vjp(step.source, inputs)
+        inputs = verbs.finite(inputs, f"The input of {step.name} was rebuilt with")
+        _, through_coupling = verbs.vjp(step.couple, inputs, fx)
+        _, through_source = verbs.vjp(step.source, inputs)
         dinputs, dfx = through_coupling(doutputs)
         dsource, dweights = through_block((dfx, dsides))
         (more,) = through_source(dsource)
-        return inputs, backprop.add_gradients(dinputs, more), dweights
+        return inputs, verbs.add_gradients(dinputs, more), dweights
 
     return backward

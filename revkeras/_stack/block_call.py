@@ -6,15 +6,15 @@ from typing import Any
 
 import keras
 
-from revkeras import backprop
-from revkeras.carry import Carry
+from revkeras._engine import verbs
+from revkeras._engine.carry import Carry
+from revkeras._engine.step import Step
+from revkeras._stack.masks import attach_mask
+from revkeras._stack.operands import Operands
+from revkeras._stack.stateless import Packing, StatelessLayer, separate_tensors, spec_of
+from revkeras._stack.structure import structure_of
 from revkeras.couplings import Coupling
 from revkeras.debugging import checks_enabled
-from revkeras.masks import attach_mask
-from revkeras.operands import Operands
-from revkeras.stateless import Packing, StatelessLayer, separate_tensors, spec_of
-from revkeras.step import Step
-from revkeras.structure import structure_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class BlockCall:
 
     def _structure(self, variables: list) -> Hashable | None:
         """What is equal for calls that trace to the same graph, where that can be told."""
-        if backprop.is_eager():  # nothing is traced
+        if verbs.is_eager():  # nothing is traced
             return None
         layer, coupling = structure_of(self.layer, variables), structure_of(self.coupling)
         arguments = structure_of(spec_of((self.arguments, self.mask)))
@@ -146,4 +146,4 @@ class BlockCall:
         if not (self.coupling.exact and checks_enabled()):
             return after
         message = f"{self.name} returned values beyond the range of {self.coupling.describe()[0]}"
-        return backprop.require(after[2] <= before[2], message, after)
+        return verbs.require(after[2] <= before[2], message, after)

@@ -13,7 +13,7 @@ from tensorflow.python.ops.gradients_util import (
     PossibleTapeGradientTypes,
 )
 
-from revkeras.backprop.tensorflow.tracing import tensors_of
+from revkeras._engine.tensorflow.tracing import tensors_of
 from revkeras.debugging import checks_enabled
 
 eager_scope = tf.init_scope

@@ -7,25 +7,26 @@ from typing import Any
 
 import keras
 
-from revkeras import backprop, couplings, streams
-from revkeras.block_call import BlockCall
-from revkeras.call_arguments import (
+from revkeras import couplings
+from revkeras._engine import verbs, walk
+from revkeras._engine.carry import APART, Carry, Layout
+from revkeras._engine.step import Step
+from revkeras._stack import streams
+from revkeras._stack.block_call import BlockCall
+from revkeras._stack.call_arguments import (
     argument_names,
     merged_signature,
     required_arguments,
     takes_further_shapes,
 )
-from revkeras.carry import APART, Carry, Layout
-from revkeras.couplings.depth import DepthLimit
-from revkeras.debugging import checks_enabled
-from revkeras.ends import begin_carry, end_carry, log_det_dtype
-from revkeras.inverse import Inverse
-from revkeras.invertible_call import InvertibleCall, is_invertible
-from revkeras.memory_modes import MEMORY_MODES, check_memory_mode, mode_of
-from revkeras.operands import Operands
-from revkeras.plan import Plan, make_plan
-from revkeras.shared_layers import deserialize_layers, serialize_layers
-from revkeras.stack_checks import (
+from revkeras._stack.ends import begin_carry, end_carry, log_det_dtype
+from revkeras._stack.inverse import Inverse
+from revkeras._stack.invertible_call import InvertibleCall, is_invertible
+from revkeras._stack.memory_modes import MEMORY_MODES, check_memory_mode, mode_of
+from revkeras._stack.operands import Operands
+from revkeras._stack.plan import Plan, make_plan
+from revkeras._stack.shared_layers import deserialize_layers, serialize_layers
+from revkeras._stack.stack_checks import (
     check_call_arguments,
     check_determined,
     check_exact,
@@ -42,8 +43,9 @@ from revkeras.stack_checks import (
     stream_dtype,
     warn_of_depth,
 )
-from revkeras.stateless import is_built, spec_of, take_effect
-from revkeras.step import Step
+from revkeras._stack.stateless import is_built, spec_of, take_effect
+from revkeras.couplings.depth import DepthLimit
+from revkeras.debugging import checks_enabled
 
 
 @keras.saving.register_keras_serializable(package="revkeras")
@@ -186,7 +188,7 @@ class ReversibleSequential(keras.layers.Layer):
         self.jit_compile = jit_compile
         self.offload = offload
         self.memory_mode = memory_mode
-        self.residence = backprop.residence(offload)  # sharded training gives it another
+        self.residence = verbs.residence(offload)  # sharded training gives it another
         self.supports_masking = True
         self.couplings = resolved
         if resolved[0].exact:
@@ -219,7 +221,7 @@ class ReversibleSequential(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         shape = streams.stream_shape(input_shape, self.split_axis)
         if self.check_inverse:
-            with backprop.eager_scope():
+            with verbs.eager_scope():
                 for coupling in self.couplings[: self.depth]:
                     couplings.check_coupling(coupling, shape, self.compute_dtype)
         self.takes_pair = streams.is_pair(input_shape)
@@ -234,9 +236,9 @@ class ReversibleSequential(keras.layers.Layer):
         if self.offload:
             check_on_host(self.layers)
         if self.check_inverse:
-            with backprop.eager_scope():
+            with verbs.eager_scope():
                 for call, source in zip(plan.calls, plan.sources, strict=True):
-                    if isinstance(call, InvertibleCall) and backprop.are_initialized(
+                    if isinstance(call, InvertibleCall) and verbs.are_initialized(
                         call.layer.variables
                     ):
                         check_layer_inverse(call, source)
@@ -382,11 +384,11 @@ class ReversibleSequential(keras.layers.Layer):
         """Runs the steps in the memory mode: `(held, extras)`."""
         mode = mode_of(self)
         run = MEMORY_MODES.get(mode, mode)
-        read = backprop.snapshot
-        if run is backprop.reversible:
+        read = verbs.snapshot
+        if run is walk.reversible:
             run, read = functools.partial(run, residence=self.residence), self.residence.read
         is_late = not training and mode in ("reversible", "checkpoint")
-        read_state = backprop.read_late(read) if is_late else read
+        read_state = verbs.read_late(read) if is_late else read
         with self.residence.place():
             values = weights.values(read), state.values(read_state)
         held, sides, updates = run(steps, layout, held, *values)
@@ -403,7 +405,7 @@ class ReversibleSequential(keras.layers.Layer):
         # An exact coupling needs the same bits in both passes, and a check its messages.
         if self.couplings[0].exact or checks_enabled():
             return False
-        return backprop.compiles_by_default() if self.jit_compile == "auto" else self.jit_compile
+        return verbs.compiles_by_default() if self.jit_compile == "auto" else self.jit_compile
 
     def _enter(self, x: Any) -> list:
         return self.couplings[0].enter(x, *self._start_weights)
@@ -548,7 +550,7 @@ class ReversibleSequential(keras.layers.Layer):
         cls, config: dict, custom_objects: dict | None = None
     ) -> "ReversibleSequential":
         config = dict(config)
-        with backprop.place(config["offload"]):
+        with verbs.place(config["offload"]):
             unique = deserialize_layers(
                 config.pop("layers"), config.pop("shared_layers", ()), custom_objects
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.graph import snapshot
+from revkeras._engine.tensorflow.graph import snapshot
 
 
 class InPlace:

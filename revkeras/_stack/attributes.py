@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from revkeras.structure import BOOKKEEPING
+from revkeras._stack.structure import BOOKKEEPING
 
 # Their objects do not change, or are tensors and variables.
 _LIBRARIES = {"builtins", "keras", "numpy", "jax", "jaxlib", "tensorflow", "torch"}

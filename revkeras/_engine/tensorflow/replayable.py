@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
-from revkeras.backprop.tensorflow.fingerprint import fingerprint
+from revkeras._engine.tensorflow.fingerprint import fingerprint
 
 
 def check_replays(name: str, function: Callable, arguments: Any) -> None:

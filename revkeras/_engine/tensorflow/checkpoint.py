@@ -5,12 +5,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from revkeras.backprop.tensorflow.custom_gradient import with_gradient
-from revkeras.backprop.tensorflow.graph import after, detached, one_piece, vjp
-from revkeras.backprop.tensorflow.replayable import check_replays, refuse_untracked
-from revkeras.backprop.tensorflow.residence import InPlace
-from revkeras.backprop.tensorflow.tracing import tensors_of
-from revkeras.backprop.tensorflow.unread import read_as_used
+from revkeras._engine.tensorflow.custom_gradient import with_gradient
+from revkeras._engine.tensorflow.graph import after, detached, one_piece, vjp
+from revkeras._engine.tensorflow.replayable import check_replays, refuse_untracked
+from revkeras._engine.tensorflow.residence import InPlace
+from revkeras._engine.tensorflow.tracing import tensors_of
+from revkeras._engine.tensorflow.unread import read_as_used
 
 
 def checkpoint(
