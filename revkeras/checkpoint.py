@@ -4,7 +4,10 @@ from typing import Any
 
 import keras
 
-from revkeras._engine import verbs
+from revkeras._engine import verbs, walk
+from revkeras._engine.carry import APART, Carry
+from revkeras._engine.step import Step
+from revkeras._stack.operands import Operands
 from revkeras._stack.stateless import (
     Packing,
     StatelessLayer,
@@ -30,32 +33,58 @@ def call_checkpointed(
     """
     if not is_built(layer):
         layer(*spec_of(args), **spec_of(kwargs))
+    if residence.in_place and not verbs.may_be_replayed():
+        return layer(*args, training=training, **kwargs)
+    weights, state = Operands(), Operands()
+    step, inputs = _step(layer, training, args, kwargs, weights, state)
+    read_state = residence.read if training else verbs.read_late(residence.read)
+    _, (side,), updates = walk.checkpointed(
+        [step], APART, inputs, weights.values(residence.read), state.values(read_state), residence
+    )
+    outputs, losses = step.packing.unpack(side)
+    take_effect(owner, state.items, updates, losses)
+    return outputs
+
+
+def _step(
+    layer: keras.layers.Layer,
+    training: bool | None,
+    args: tuple,
+    kwargs: dict,
+    weights: Operands,
+    state: Operands,
+) -> tuple[Step, Carry]:
+    """The call as a step, whose sides are all that it returns, and the carry that it takes."""
     function = StatelessLayer.of(layer, training)
     floats, others, rebuild = separate_tensors((args, kwargs))
     n_state = len(function.state)
     packing = Packing()
 
-    def run(inputs: list, weights: list, state: list) -> tuple[list, dict]:
-        args, kwargs = rebuild(inputs, state[n_state:])
+    def block(source: list, weights: list, state: list) -> tuple[list, list, dict]:
+        args, kwargs = rebuild(source, state[n_state:])
         outputs, losses, updates = function(weights, state[:n_state], *args, **kwargs)
-        return packing.pack((outputs, losses)), updates
+        return [], packing.pack((outputs, losses)), updates
 
-    read_state = residence.read if training else verbs.read_late(residence.read)
-    weights, state = residence.read(function.trainable), read_state(function.state)
-    owners = [*function.trainable, *function.state, *others]
-    # As of a stack's step; eagerly nothing is traced.
-    proven = (
-        training is False
-        or verbs.is_eager()
-        or structure_of(layer, [*function.trainable, *function.state])
+    # Eagerly nothing is traced.
+    owners = (*function.trainable, *function.state)
+    structure = None if verbs.is_eager() else structure_of(layer, owners)
+    arguments = structure and structure_of(spec_of((args, kwargs)))
+    step = Step(
+        f"Layer '{layer.name}' (of type {type(layer).__name__})",
+        lambda carry: list(carry.streams),
+        block,
+        lambda carry, fx: Carry(()),
+        None,
+        None,
+        weights.positions(function.trainable),
+        state.positions([*function.state, *others]),
+        packing,
+        arguments and (structure, arguments, training),
+        owners=function.trainable,
+        state_owners=(*function.state, *others),
+        inference=training is False,
     )
-    unproven = None if proven else f"Layer '{layer.name}' (of type {type(layer).__name__})"
-    tensors, updates = verbs.checkpoint(
-        run, floats, weights, [*state, *others], owners, residence, unproven
-    )
-    outputs, losses = packing.unpack(tensors)
-    take_effect(owner, function.state, updates, losses)
-    return outputs
+    return step, Carry(tuple(floats))
 
 
 @keras.saving.register_keras_serializable(package="revkeras")
@@ -96,7 +125,7 @@ class Checkpoint(keras.layers.Wrapper):
         kwargs = {"dtype": layer.dtype_policy.variable_dtype, **kwargs, "autocast": False}
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
-        self.supports_jit = False  # XLA would merge the recomputation with the forward pass
+        self.supports_jit = verbs.joins_compile
         self.residence = verbs.residence(None)  # sharded training gives it another
         self._call_signature = layer._call_signature
 

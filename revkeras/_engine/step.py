@@ -19,8 +19,8 @@ class Step:
             `updates` has the new values of `state` by their position in it.
         couple: `couple(carry, fx)`, the carry after the step.
         recover: `recover(carry, weights, state)`, the source from the carry after
-            the step.
-        uncouple: `uncouple(carry, fx, source)`, the carry before the step.
+            the step; `None` where the carry before it is kept.
+        uncouple: `uncouple(carry, fx, source)`, the carry before the step; as above.
         weights: The positions, in the stack's list, of the values that the
             block is differentiated by.
         state: The positions of its other values in the stack's list.
@@ -40,8 +40,8 @@ class Step:
     source: Callable
     block: Callable
     couple: Callable
-    recover: Callable
-    uncouple: Callable
+    recover: Callable | None
+    uncouple: Callable | None
     weights: tuple[int, ...]
     state: tuple[int, ...]
     packing: Any

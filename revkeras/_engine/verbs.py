@@ -4,7 +4,7 @@ The walk (`walk.py`) is written once, over these:
 
 | verb | what it does |
 | --- | --- |
-| `custom_vjp(run, back, inputs, weights, state, place)` | runs, with a gradient of our own |
+| `custom_vjp(run, back, inputs, weights, state, place, keeps)` | runs, with a gradient of our own |
 | `vjp(function, *arguments)` | the results, and a pull-back; arguments are told apart |
 | `passes_of(step, carry, weights, state)` | its two passes, which nothing reorders inside |
 | `after(gate, values)` | the values, once the tensors of `gate` are there |
@@ -26,19 +26,20 @@ import keras
 
 if keras.backend.backend() == "tensorflow":
     from revkeras._engine.tensorflow import *  # noqa: F403  its `__all__` lists the verbs
-else:
+elif keras.backend.backend() == "jax":
+    from revkeras._engine.jax import *  # noqa: F403
 
-    def __getattr__(verb: str) -> Callable:
-        """A verb that raises when it is called: couplings, for one, need none."""
-        if verb.startswith("_"):
-            raise AttributeError(f"module '{__name__}' has no attribute '{verb}'")
 
-        def refuse(*_: Any, **__: Any) -> None:
-            raise NotImplementedError(
-                "Reversible layers run on Keras's TensorFlow backend. Expected "
-                "keras.backend.backend() == 'tensorflow', received "
-                f"'{keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow in the environment "
-                "before Keras is imported."
-            )
+def __getattr__(verb: str) -> Callable:
+    """A verb that the backend lacks, which raises when it is called: couplings need none."""
+    if verb.startswith("_"):
+        raise AttributeError(f"module '{__name__}' has no attribute '{verb}'")
 
-        return refuse
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NotImplementedError(
+            f"This does not run on Keras's {keras.backend.backend()} backend. Reversible layers "
+            "run on TensorFlow and JAX; sharded training and conversions on TensorFlow alone. Set "
+            "KERAS_BACKEND in the environment before Keras is imported."
+        )
+
+    return refuse

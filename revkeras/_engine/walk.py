@@ -1,13 +1,15 @@
-"""The reversible walk: discard, rebuild, differentiate. It names no framework.
+"""The ways through a stack: reversible, checkpointed, plain. They name no framework.
 
 `reversible` runs a stack of steps and keeps its output alone. Its backward pass takes one step at
 a time from the last to the first: rebuild the step's input from its output, differentiate the step
-there, forget both, go on.
+there, forget both, go on. `checkpointed` keeps each step's input, `plain` what the backend keeps.
 
 Weights and states are arguments, never read inside, so every tape, every gradient of a gradient
-and every exported model sees all of them.
+and every exported model sees all of them. `residence` is where they live, see `residence.py`.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,22 +19,16 @@ from revkeras._engine.step import Step, run_step, run_steps
 
 
 def reversible(
-    steps: Sequence[Step],
-    layout: Layout,
-    inputs: Carry,
-    weights: list,
-    state: list,
-    residence: Any = None,
+    steps: Sequence[Step], layout: Layout, inputs: Carry, weights: list, state: list, residence: Any
 ) -> tuple[Carry, list, dict]:
     """Runs `steps` and keeps nothing but their output for the gradient.
 
-    `residence` is where the weights and states live, see `residence.py`. Those of a step are
-    fetched when the step before it begins, so they are on their way while that computes.
+    The weights and states of a step are fetched when the step before it begins, so they are on
+    their way while that computes.
 
     Returns:
         `(outputs, sides, updates)`, see `revkeras._engine.step.run_steps`.
     """
-    residence = residence or verbs.residence(None)
     passes = []  # of each step
     begun = []  # the carry that the step before began with
 
@@ -44,6 +40,8 @@ def reversible(
         return passes[-1].forward(carry, weights, passes[-1].read(state))
 
     def run(inputs: Carry, weights: list, state: list) -> tuple[tuple, list]:
+        passes.clear()  # a backend may trace this more than once
+        begun.clear()
         carry, *results, found = run_steps(
             steps, layout.unpack(inputs), weights, state, run_forward
         )
@@ -70,7 +68,52 @@ def reversible(
                 dweights[p] = verbs.add_gradients(dweights[p], d)
         return layout.pack_gradient(dcarry, carry), dweights
 
-    return verbs.custom_vjp(run, back, inputs, weights, state, residence.place)
+    return verbs.custom_vjp(run, back, inputs, weights, state, residence.place, keeps="results")
+
+
+def checkpointed(
+    steps: Sequence[Step], layout: Layout, inputs: Carry, weights: list, state: list, residence: Any
+) -> tuple[Carry, list, dict]:
+    """Runs `steps` and keeps the input of each for the gradient."""
+    run = functools.partial(_keeping_input, residence)
+    carry, sides, updates, _ = run_steps(steps, layout.unpack(inputs), weights, state, run)
+    return layout.pack(carry), sides, updates
+
+
+def _keeping_input(residence: Any, step: Step, carry: Carry, weights: list, state: list) -> tuple:
+    step = dataclasses.replace(step, recover=None, uncouple=None, settles=False)
+    passes = []
+
+    def run(carry: Carry, weights: list, state: list) -> tuple[tuple, list]:
+        own, found = verbs.fetch(residence, step, weights, state, carry)
+        passes.append(verbs.passes_of(step, carry, own, found))
+        found = verbs.after(carry, passes[-1].read(found))
+        return passes[-1].forward(carry, own, found), passes[-1].read(state)
+
+    def back(carry: Carry, doutputs: Carry, dsides: list, weights: list, state: list) -> tuple:
+        values = verbs.fetch(residence, step, weights, state, (doutputs, dsides))
+        _, dcarry, dweights = passes[-1].backward(carry, doutputs, *values, dsides)
+        return dcarry, residence.release(step.owners, dweights)
+
+    return verbs.custom_vjp(run, back, carry, weights, state, residence.place, keeps="inputs")
+
+
+def plain(
+    steps: Sequence[Step],
+    layout: Layout,
+    inputs: Carry,
+    weights: list,
+    state: list,
+    residence: Any,
+    run: Callable = run_step,
+) -> tuple[Carry, list, dict]:
+    """Runs the steps, each by `run`, and leaves it to the backend what is kept."""
+
+    def run_fetched(step: Step, carry: Carry, weights: list, state: list) -> tuple:
+        return run(step, carry, *verbs.fetch(residence, step, weights, state, carry))
+
+    carry, sides, updates, _ = run_steps(steps, layout.unpack(inputs), weights, state, run_fetched)
+    return layout.pack(carry), sides, updates
 
 
 def forward_pass(step: Step) -> Callable:
@@ -84,14 +127,15 @@ def forward_pass(step: Step) -> Callable:
 
 
 def backward_pass(step: Step, block: Callable) -> Callable:
-    """A step's way back: rebuilds and differentiates.
+    """A step's way back.
 
-    `backward(outputs, doutputs, weights, state, dsides) -> (carry, dcarry, dweights)` gets the
-    carry after the step and the gradient there, and returns those before it. Gradients are `None`
-    where the loss does not depend on a value. `block` is the step's, as its forward pass runs it.
+    `backward(carry, doutputs, weights, state, dsides) -> (inputs, dinputs, dweights)` gets the
+    carry after the step, or the one before it where that is kept, and the gradient after it.
+    Gradients are `None` where the loss does not depend on a value. `block` is the step's, as its
+    forward pass runs it.
     """
 
-    def backward(
+    def rebuild_and_differentiate(
         outputs: Carry, doutputs: Carry, weights: list, state: list, dsides: list
     ) -> tuple[Carry, Carry, list]:
         source = step.recover(outputs, weights, state)
@@ -108,4 +152,12 @@ def backward_pass(step: Step, block: Callable) -> Callable:
         (more,) = through_source(dsource)
         return inputs, verbs.add_gradients(dinputs, more), dweights
 
-    return backward
+    def differentiate(
+        inputs: Carry, doutputs: Carry, weights: list, state: list, dsides: list
+    ) -> tuple[Carry, Carry, list]:
+        _, pull_back = verbs.vjp(
+            lambda carry, weights: run_step(step, carry, weights, state)[:2], inputs, weights
+        )
+        return inputs, *pull_back((doutputs, dsides))
+
+    return rebuild_and_differentiate if step.recover else differentiate

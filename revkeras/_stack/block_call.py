@@ -1,7 +1,7 @@
 """One call of one block in a stack: on one stream, taken into the other by a coupling."""
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,14 @@ from revkeras._engine.carry import Carry
 from revkeras._engine.step import Step
 from revkeras._stack.masks import attach_mask
 from revkeras._stack.operands import Operands
-from revkeras._stack.stateless import Packing, StatelessLayer, separate_tensors, spec_of
+from revkeras._stack.stateless import (
+    Packing,
+    StatelessLayer,
+    separate_tensors,
+    spec_of,
+    supports_jit,
+)
+from revkeras._stack.streams import in_dtype
 from revkeras._stack.structure import structure_of
 from revkeras.couplings import Coupling
 from revkeras.debugging import checks_enabled
@@ -27,9 +34,12 @@ class BlockCall:
         coupling: How the streams take in its output.
         dtype: The dtype that it is called on.
         training: `training` for the block, or `None`.
+        accepts: The further arguments that the block's `call()` names.
+        reads: Which of the input's streams is the one that it is called on, 0 or 1, or
+            `None` if masks of the input do not fit it.
+        jit_compile: Whether XLA compiles the step, if the layer supports it.
         mask: The stream's mask, or `None`.
         arguments: Further arguments of the block's `call()`.
-        compiled: Whether XLA compiles the step.
     """
 
     layer: keras.layers.Layer
@@ -37,9 +47,19 @@ class BlockCall:
     coupling: Coupling
     dtype: str
     training: bool | None
-    mask: Any
-    arguments: dict[str, Any]
-    compiled: bool = False
+    accepts: frozenset[str]
+    reads: int | None
+    jit_compile: bool = False
+    mask: Any = None
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def bound(self, masks: Sequence, arguments: dict[str, Any]) -> "BlockCall":
+        """The call with what it takes of the input's masks and of the stack's arguments."""
+        mask = None if self.reads is None else masks[self.reads]
+        own = {k: value for k, value in arguments.items() if k in self.accepts}
+        if mask is not None and "mask" in self.accepts:
+            own["mask"] = mask
+        return dataclasses.replace(self, mask=mask, arguments=own)
 
     def plain(self, carry: Carry) -> tuple[Carry, list]:
         """Calls the block as any Keras layer: `(carry, extras)`."""
@@ -82,7 +102,7 @@ class BlockCall:
             owners=(*function.trainable, *floats),
             state_owners=(*function.state, *others),
             exact=self.coupling.exact,
-            compiled=self.compiled,
+            compiled=self.jit_compile and supports_jit(self.layer),
             inference=self.training is False,
         )
 
@@ -117,10 +137,10 @@ class BlockCall:
         return list(fx) if isinstance(fx, tuple) else [fx], extras
 
     def _source(self, carry: Carry) -> list:
-        return [keras.ops.cast(carry.streams[1], self.dtype)]
+        return [in_dtype(carry.streams[1], self.dtype)]
 
     def _recover(self, carry: Carry) -> list:
-        return [keras.ops.cast(self.coupling.source([*carry.streams, *carry.kept]), self.dtype)]
+        return [in_dtype(self.coupling.source([*carry.streams, *carry.kept]), self.dtype)]
 
     def _couple(self, carry: Carry, fx: list) -> Carry:
         fx, own = self._update(fx), [*carry.streams, *carry.kept]
@@ -139,7 +159,7 @@ class BlockCall:
 
     def _update(self, fx: list) -> Any:
         # A block may compute in 16 bits beside streams of 32.
-        fx = [keras.ops.cast(t, self.dtype) for t in fx]
+        fx = [in_dtype(t, self.dtype) for t in fx]
         return fx[0] if len(fx) == 1 else tuple(fx)
 
     def _checked(self, after: list, before: list) -> list:

@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from revkeras._engine import verbs
+
 
 @keras.saving.register_keras_serializable(package="revkeras")
 class Inverse(keras.layers.Layer):
@@ -37,7 +39,7 @@ class Inverse(keras.layers.Layer):
         super().__init__(**kwargs)
         self.stack = stack
         self.supports_masking = True
-        self.supports_jit = False
+        self.supports_jit = verbs.joins_compile
         self._call_signature = stack._call_signature
 
     def build(self, input_shape: Any) -> None:

@@ -10,7 +10,7 @@ from keras.ops import cast
 from revkeras._engine.carry import Carry, Layout
 from revkeras._engine.step import Step
 from revkeras._stack.operands import Operands
-from revkeras._stack.stateless import Packing, StatelessLayer
+from revkeras._stack.stateless import Packing, StatelessLayer, supports_jit
 
 
 def is_invertible(layer: keras.layers.Layer) -> bool:
@@ -44,7 +44,7 @@ class InvertibleCall:
             They leave the stack.
         training: `training` for the layer, or `None`.
         log_det: Whether the carry holds a log-determinant.
-        compiled: Whether XLA compiles the step.
+        jit_compile: Whether XLA compiles the step, if the layer supports it.
     """
 
     layer: keras.layers.Layer
@@ -53,7 +53,11 @@ class InvertibleCall:
     n_latents: int
     training: bool | None
     log_det: bool
-    compiled: bool = False
+    jit_compile: bool = False
+
+    def bound(self, masks: Any, arguments: Any) -> "InvertibleCall":
+        """The call itself, which takes neither masks nor arguments."""
+        return self
 
     def plain(self, carry: Carry) -> tuple[Carry, list]:
         """Calls the layer as any Keras layer: `(carry, extras)`."""
@@ -114,7 +118,7 @@ class InvertibleCall:
             owners=function.trainable,
             state_owners=function.state,
             settles=True,
-            compiled=self.compiled,
+            compiled=self.jit_compile and supports_jit(self.layer),
             inference=self.training is False,
         )
 

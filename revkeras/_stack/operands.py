@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import keras
 
-from revkeras._engine import verbs
-
 
 class Operands:
     """The values that a stack's steps share, each once, however many steps read it."""
@@ -22,7 +20,7 @@ class Operands:
                 self.items.append(item)
         return tuple(self._positions[id(item)] for item in items)
 
-    def values(self, read: Callable[[list], list] = verbs.snapshot) -> list:
+    def values(self, read: Callable[[list], list]) -> list:
         """The items as tensors; `read(variables)` gives those of variables."""
         variables = [v for v in self.items if isinstance(v, keras.Variable)]
         values = iter(read(variables))

@@ -1,7 +1,8 @@
-"""What one call of a stack will do: its layers' calls in order, with the shapes between them."""
+"""What a call of a stack comes to: its layers' calls in order, with the shapes between them."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import keras
@@ -13,22 +14,50 @@ from revkeras._stack.invertible_call import InvertibleCall, is_invertible
 from revkeras._stack.streams import stream_shape, whole_shape
 from revkeras.couplings import Coupling
 
+# By stack. In an attribute, Keras and TensorFlow would track and save them.
+_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_MOST = 64  # plans of one stack: each length of a sequence has its own
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The calls of a stack's layers.
+    """The calls of a stack's layers, for inputs of one shape.
 
     Attributes:
-        calls: One for each layer.
+        couplings: Those that it was made for.
+        calls: One for each layer. Without masks and arguments, until `bound`.
         sources: What each layer is called on, as a `KerasTensor`.
         stream_shape: The shape of a stream at the end.
         latents: The shapes of the tensors that leave the stack on the way.
     """
 
+    couplings: Sequence[Coupling]
     calls: list[BlockCall | InvertibleCall]
     sources: list[keras.KerasTensor]
     stream_shape: tuple
     latents: list[tuple]
+
+    def bound(self, masks: Sequence, arguments: dict[str, Any]) -> "Plan":
+        """The plan with the masks of both streams, or `None` each, and the blocks' arguments."""
+        if not arguments and all(mask is None for mask in masks):
+            return self
+        calls = [call.bound(masks, arguments) for call in self.calls]
+        return dataclasses.replace(self, calls=calls)
+
+
+def plan_of(
+    stack: Any, signature: Hashable, make: Callable[[], Plan], lasts: Callable[[], bool]
+) -> Plan:
+    """The stack's plan for calls of one signature, kept for later calls if it `lasts()`."""
+    plans = _known.setdefault(stack, {})
+    if signature in plans:
+        return plans[signature]
+    plan = make()
+    if lasts():
+        if len(plans) == _MOST:
+            plans.clear()
+        plans[signature] = plan
+    return plan
 
 
 def make_plan(
@@ -39,14 +68,12 @@ def make_plan(
     axis: int | None,
     *,
     dtype: str,
-    masks: list,
     training: bool | None,
-    arguments: dict[str, Any],
     log_det: bool,
     jit_compile: bool,
     build: Callable[[BlockCall, keras.KerasTensor], None],
 ) -> Plan:
-    """The plan of one call.
+    """The plan for calls of one signature.
 
     Args:
         layers: The stack's layers.
@@ -55,18 +82,16 @@ def make_plan(
         layout: How the input holds the streams.
         axis: The axis on which it is split, if it is.
         dtype: The dtype of the streams.
-        masks: The masks of the two streams, or `None` each.
         training: `training` for the layers.
-        arguments: The arguments for those blocks that take them.
         log_det: Whether log-determinants are summed.
         jit_compile: Whether XLA compiles those layers that support it.
         build: Builds a block, where it is not built.
     """
     calls, sources, latents = [], [], []
-    couplings, reads = iter(couplings), 1
+    placed = (c.at(i, len(couplings)) for i, c in enumerate(couplings))
+    reads, fits = 1, True
     for index, layer in enumerate(layers):
         name = f"Block {index} ('{layer.name}', of type {type(layer).__name__})"
-        compiled = jit_compile and all(inner.supports_jit for inner in layer._flatten_layers())
         if is_invertible(layer):
             if log_det and not hasattr(layer, "log_det_jacobian"):
                 raise ValueError(
@@ -76,22 +101,18 @@ def make_plan(
             source = keras.KerasTensor(whole_shape(shape, layout, axis), dtype=dtype)
             shape, more = _shapes_after(layer, name, source, layout, axis)
             latents.extend(more * layout.n_tensors)
-            call = InvertibleCall(layer, name, layout, len(more), training, log_det, compiled)
-            masks = masks if layer.supports_masking else [None, None]
+            call = InvertibleCall(layer, name, layout, len(more), training, log_det, jit_compile)
+            fits = fits and layer.supports_masking
         else:
             source = keras.KerasTensor(shape, dtype=dtype)
-            accepted = argument_names(layer)
-            own = {k: value for k, value in arguments.items() if k in accepted}
-            mask = masks[reads]
-            if mask is not None and "mask" in accepted:
-                own["mask"] = mask
-            coupling = next(couplings)
-            call = BlockCall(layer, name, coupling, dtype, training, mask, own, compiled)
+            accepts, coupling = frozenset(argument_names(layer)), next(placed)
+            at = reads if fits else None
+            call = BlockCall(layer, name, coupling, dtype, training, accepts, at, jit_compile)
             reads = 1 - reads if coupling.swaps else reads
             build(call, source)
         calls.append(call)
         sources.append(source)
-    return Plan(calls, sources, shape, latents)
+    return Plan(couplings, calls, sources, shape, latents)
 
 
 def _shapes_after(

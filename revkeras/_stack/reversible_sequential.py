@@ -10,7 +10,6 @@ import keras
 from revkeras import couplings
 from revkeras._engine import verbs, walk
 from revkeras._engine.carry import APART, Carry, Layout
-from revkeras._engine.step import Step
 from revkeras._stack import streams
 from revkeras._stack.block_call import BlockCall
 from revkeras._stack.call_arguments import (
@@ -22,9 +21,9 @@ from revkeras._stack.call_arguments import (
 from revkeras._stack.ends import begin_carry, end_carry, log_det_dtype
 from revkeras._stack.inverse import Inverse
 from revkeras._stack.invertible_call import InvertibleCall, is_invertible
-from revkeras._stack.memory_modes import MEMORY_MODES, check_memory_mode, mode_of
+from revkeras._stack.memory_modes import MEMORY_MODES, check_memory_mode, way_of
 from revkeras._stack.operands import Operands
-from revkeras._stack.plan import Plan, make_plan
+from revkeras._stack.plan import Plan, make_plan, plan_of
 from revkeras._stack.shared_layers import deserialize_layers, serialize_layers
 from revkeras._stack.stack_checks import (
     check_call_arguments,
@@ -212,9 +211,7 @@ class ReversibleSequential(keras.layers.Layer):
         check_memory_mode(memory_mode)
         check_offload(self.offload, memory_mode)
         self._memory_mode = memory_mode
-        # Keras's whole-model compile is one program, in which XLA merges the recomputation
-        # with the forward pass and puts off weight gradients: memory grows with depth again.
-        self.supports_jit = memory_mode == "none"
+        self.supports_jit = verbs.joins_compile or memory_mode == "none"
         if self.built and memory_mode == "reversible":
             warn_of_depth(self, self._depth_limit)
 
@@ -231,7 +228,7 @@ class ReversibleSequential(keras.layers.Layer):
         start = self.couplings[0].start_shape(shape)
         if start and not self.takes_pair:
             self._start_weights = [self.add_weight(start, "zeros", name="start")]
-        plan = self._plan(input_shape, build=self._try_to_build_block)
+        plan = self._planned(input_shape, build=self._try_to_build_block)
         self._n_latents = len(plan.latents)
         if self.offload:
             check_on_host(self.layers)
@@ -260,32 +257,10 @@ class ReversibleSequential(keras.layers.Layer):
         **arguments: Any,
     ) -> Any:
         shapes = streams.shapes_of(inputs, self.input_spec)
-        tensors, layout = streams.enter(
-            inputs, shapes, self.split_axis, self.compute_dtype, self._enter
-        )
-        plan = self._plan(
-            shapes,
-            streams.stream_masks(inputs, mask, self.split_axis),
-            training,
-            arguments,
-            return_log_det,
-        )
+        masks = streams.stream_masks(inputs, mask, self.split_axis)
+        plan = self._planned(shapes, masks, training, arguments, return_log_det)
         check_required(plan.calls)
-        placed = self.couplings[0].at(0, self.depth)
-        held, packed = begin_carry(placed, layout, tensors, return_log_det)
-        if mode_of(self) == "none":
-            carry, extras = packed.unpack(held), []
-            for call in plan.calls:
-                carry, more = call.plain(carry)
-                extras.extend(more)
-            held = packed.pack(carry)
-        else:
-            weights, state = Operands(), Operands()
-            steps = [call.step(weights, state) for call in plan.calls]
-            held, extras = self._run_steps(steps, packed, held, weights, state, training)
-        tensors, saturated = end_carry(placed, layout, held, self.compute_dtype)
-        if saturated is not None:
-            self.saturated.update_state(saturated)
+        tensors, held, extras = self._run(inputs, shapes, plan.calls, training, return_log_det)
         last = [self.couplings[0], *self.block_couplings][-1]
         outputs = streams.leave(tensors, inputs, last.leave)
         results = outputs, *held.latents, *extras, *held.log_det
@@ -337,27 +312,19 @@ class ReversibleSequential(keras.layers.Layer):
             lambda x: x if keras.ops.is_tensor(x) else keras.ops.convert_to_tensor(x),
             (outputs, latents),
         )
-        masks = streams.stream_masks(outputs, mask, self.split_axis)
-        shapes = streams.shapes_of(outputs, self._output_spec)
-        tensors, layout = streams.enter(outputs, shapes, self.split_axis, self.compute_dtype, None)
         latents = [
             keras.ops.cast(
                 streams.with_shape(x, streams.completed(x.shape, spec)), self.compute_dtype
             )
             for x, spec in zip(latents, self._latent_specs, strict=True)
         ]
+        masks = streams.stream_masks(outputs, mask, self.split_axis)
         n_swaps = sum(coupling.swaps for coupling in self.block_couplings)
         masks = masks[::-1] if n_swaps % 2 else masks
-        plan = self._plan(self._input_shape, masks, training, arguments, return_log_det)
-        placed = self.couplings[0].at(0, self.depth)
-        held, packed = begin_carry(placed, layout, tensors, return_log_det)
-        if placed.exact:
-            self.saturated.update_state(held.kept[0])
-        weights, state = Operands(), Operands()
-        steps = [call.inverse_step(weights, state) for call in reversed(plan.calls)]
-        held = held._replace(latents=tuple(latents))
-        held, _ = self._run_steps(steps, packed, held, weights, state, training, lasting=False)
-        tensors, _ = end_carry(placed, layout, held, self.compute_dtype)
+        plan = self._planned(self._input_shape, masks, training, arguments, return_log_det)
+        shapes = streams.shapes_of(outputs, self._output_spec)
+        back = functools.partial(self._run, forwards=False, latents=latents)
+        tensors, held, _ = back(outputs, shapes, plan.calls[::-1], training, return_log_det)
         inputs = streams.leave(tensors, outputs, None)
         return (inputs, *held.log_det) if return_log_det else inputs
 
@@ -371,35 +338,59 @@ class ReversibleSequential(keras.layers.Layer):
         """
         return Inverse(self, **kwargs)
 
-    def _run_steps(
+    def _run(
         self,
-        steps: list[Step],
-        layout: Layout,
-        held: Carry,
-        weights: Operands,
-        state: Operands,
+        inputs: Any,
+        shapes: Any,
+        calls: Sequence[BlockCall | InvertibleCall],
         training: bool | None,
-        lasting: bool = True,
-    ) -> tuple[Carry, list]:
-        """Runs the steps in the memory mode: `(held, extras)`."""
-        mode = mode_of(self)
-        run = MEMORY_MODES.get(mode, mode)
-        read = verbs.snapshot
-        if run is walk.reversible:
-            run, read = functools.partial(run, residence=self.residence), self.residence.read
-        is_late = not training and mode in ("reversible", "checkpoint")
-        read_state = verbs.read_late(read) if is_late else read
-        with self.residence.place():
-            values = weights.values(read), state.values(read_state)
-        held, sides, updates = run(steps, layout, held, *values)
-        extras, losses = [], []
-        for step, side in zip(steps, sides, strict=True):
-            more, own = step.packing.unpack(side)
-            extras.extend(more)
-            losses.extend(own)
-        if lasting:
-            take_effect(self, state.items, updates, losses)
-        return held, extras
+        log_det: bool,
+        *,
+        forwards: bool = True,
+        latents: Sequence = (),
+    ) -> tuple[Sequence, Carry, list]:
+        """Runs the calls, or their inverses, on what `inputs` hold.
+
+        Returns:
+            `(tensors, held, extras)`: what holds the streams at the end, the carry there, and
+            what blocks return beside their update.
+        """
+        tensors, layout = streams.enter(
+            inputs, shapes, self.split_axis, self.compute_dtype, self._enter
+        )
+        placed = self.couplings[0].at(0, self.depth)
+        begun, packed = begin_carry(placed, layout, tensors, log_det)
+        begun = begun._replace(latents=tuple(latents))
+        way = self._way()
+        if forwards and way is walk.plain:
+            held, extras = _call_each(calls, packed, begun)
+        else:
+            weights, state = Operands(), Operands()
+            steps = [(c.step if forwards else c.inverse_step)(weights, state) for c in calls]
+            is_late = not training and way in (walk.reversible, walk.checkpointed)
+            read = self.residence.read
+            with self.residence.place():
+                values = (
+                    weights.values(read),
+                    state.values(verbs.read_late(read) if is_late else read),
+                )
+            held, sides, updates = way(steps, packed, begun, *values, self.residence)
+            found = [step.packing.unpack(side) for step, side in zip(steps, sides, strict=True)]
+            extras = [x for more, _ in found for x in more]
+            if forwards:
+                take_effect(self, state.items, updates, [x for _, own in found for x in own])
+        tensors, saturated = end_carry(placed, layout, held, self.compute_dtype)
+        if placed.exact:
+            self.saturated.update_state(saturated if forwards else begun.kept[0])
+        return tensors, held, extras
+
+    def _way(self) -> Callable:
+        """How the stack runs now, see `way_of`."""
+        way = way_of(self)
+        # Where nothing can ask for a gradient, there is nothing to keep or to rebuild.
+        is_own = way is MEMORY_MODES[self.memory_mode]
+        heard = verbs.may_be_replayed() or checks_enabled()
+        return way if heard or not (is_own and self.residence.in_place) else walk.plain
 
     def _jit_compiles(self) -> bool:
         # An exact coupling needs the same bits in both passes, and a check its messages.
@@ -420,40 +411,47 @@ class ReversibleSequential(keras.layers.Layer):
         single = self.split_axis is None and not self.takes_pair
         return find_depth_limit(self, shape, self.couplings[0].enter if single else None)
 
-    def _plan(
+    def _planned(
         self,
         input_shape: Any,
-        masks: list | None = None,
+        masks: Sequence = (None, None),
         training: bool | None = None,
         arguments: dict | None = None,
         log_det: bool = False,
-        *,
         build: Callable | None = None,
     ) -> Plan:
+        """What a call comes to; builds blocks that are not built yet."""
         arguments = {k: value for k, value in (arguments or {}).items() if value is not None}
         check_call_arguments(self, arguments)
-        with self.residence.place():  # of the variables of layers that are built here
-            plan = make_plan(
-                self.layers,
-                [c.at(i, self.depth) for i, c in enumerate(self.block_couplings)],
-                streams.stream_shape(input_shape, self.split_axis),
-                self._layout(input_shape),
-                self.split_axis,
-                dtype=self.compute_dtype,
-                masks=masks or [None, None],
-                training=training,
-                arguments=arguments,
-                log_det=log_det,
-                jit_compile=self._jit_compiles(),
-                build=build or self._build_block,
-            )
+        build = build or self._build_block
+        shape = streams.stream_shape(input_shape, self.split_axis)
+        layout, jit_compile = self._layout(input_shape), self._jit_compiles()
+
+        def make() -> Plan:
+            with self.residence.place():  # of the variables of layers that are built here
+                return make_plan(
+                    self.layers,
+                    self.block_couplings,
+                    shape,
+                    layout,
+                    self.split_axis,
+                    dtype=self.compute_dtype,
+                    training=training,
+                    log_det=log_det,
+                    jit_compile=jit_compile,
+                    build=lambda call, stream: build(call.bound(masks, arguments), stream),
+                )
+
+        own = id(self.block_couplings), self.compute_dtype
+        signature = own, shape, layout.n_tensors, training, log_det, jit_compile
+        plan = plan_of(self, signature, make, lasts=lambda: all(map(is_built, self.layers)))
         if plan.latents and self.couplings[0].exact:
             raise ValueError(
                 f"ReversibleSequential '{self.name}' holds a layer that takes a part of the "
                 f"streams out, beside {type(self.couplings[0]).__name__}(exact=True), which needs "
                 "all of them. Use another coupling, or put the layer between two stacks."
             )
-        return plan
+        return plan.bound(masks, arguments)
 
     def _build_block(self, call: BlockCall, stream: keras.KerasTensor) -> None:
         """Builds the block if it is not built and its arguments are there."""
@@ -494,7 +492,7 @@ class ReversibleSequential(keras.layers.Layer):
     ) -> Any:
         shapes = streams.shapes_of(inputs, self.input_spec)
         masks = streams.stream_masks(inputs, mask, self.split_axis)
-        plan = self._plan(shapes, masks, training, arguments, return_log_det)
+        plan = self._planned(shapes, masks, training, arguments, return_log_det)
         check_required(plan.calls)
         spec = functools.partial(keras.KerasTensor, dtype=self.compute_dtype)
         shape = streams.whole_shape(plan.stream_shape, self._layout(shapes), self.split_axis)
@@ -527,7 +525,7 @@ class ReversibleSequential(keras.layers.Layer):
             else keras.KerasTensor(spec["shape"], dtype=spec["dtype"])
             for name, spec in config.get("arguments", {}).items()
         }
-        self._plan(config["input_shape"], arguments=arguments, build=self._try_to_build_block)
+        self._planned(config["input_shape"], arguments=arguments, build=self._try_to_build_block)
 
     def get_config(self) -> dict:
         unique = list({id(layer): layer for layer in self.layers}.values())
@@ -558,3 +556,14 @@ class ReversibleSequential(keras.layers.Layer):
             keras.saving.deserialize_keras_object(c, custom_objects) for c in config["coupling"]
         ]
         return cls([unique[i] for i in config.pop("order")], **config)
+
+
+def _call_each(
+    calls: Sequence[BlockCall | InvertibleCall], layout: Layout, held: Carry
+) -> tuple[Carry, list]:
+    """Calls the layers as any Keras layers: `(held, extras)`."""
+    carry, extras = layout.unpack(held), []
+    for call in calls:
+        carry, more = call.plain(carry)
+        extras.extend(more)
+    return layout.pack(carry), extras

@@ -161,6 +161,11 @@ def is_built(layer: keras.layers.Layer) -> bool:
     return all(inner.built for inner in layer._flatten_layers())
 
 
+def supports_jit(layer: keras.layers.Layer) -> bool:
+    """Whether the layer and all layers in it let XLA compile them."""
+    return all(inner.supports_jit for inner in layer._flatten_layers())
+
+
 def spec_of(structure: Any) -> Any:
     """The structure with a `KerasTensor` for every tensor."""
     return keras.tree.map_structure(

@@ -135,6 +135,11 @@ def with_shape(x: Any, shape: tuple) -> Any:
     return keras.ops.reshape(x, tuple(n if size is None else size for size, n in sizes))
 
 
+def in_dtype(x: Any, dtype: str) -> Any:
+    """The tensor in a dtype. Eagerly, a cast takes its time even where nothing changes."""
+    return x if keras.backend.standardize_dtype(x.dtype) == dtype else keras.ops.cast(x, dtype)
+
+
 def enter(
     inputs: Any, shapes: Any, axis: int | None, dtype: str, start: Callable[[Any], list]
 ) -> tuple[list, Layout]:

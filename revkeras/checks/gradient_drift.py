@@ -144,12 +144,13 @@ def gradient_drift(
         outputs = layer(x, training=training, **arguments)
         return loss(outputs) if loss else _random_sum(outputs, seed)
 
-    kept, rebuilt = _backward(layer, total, keep=True), _backward(layer, total, keep=False)
-    if not kept:
+    noughts = _noughts(layer, total)
+    if not noughts:
         raise ValueError(
             "Invalid value for argument `layer`: expected one that runs a ReversibleSequential, "
             f"but '{layer.name}' called none of those that it holds."
         )
+    kept, rebuilt = (_differentiated(layer, total, noughts, way) for way in (_keep, _rebuild))
     blocks = [
         block
         for found, expected in zip(rebuilt, kept, strict=True)
@@ -159,53 +160,84 @@ def gradient_drift(
     return GradientDrift(tuple(blocks), relative_error(start, expected))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Run:
     """One run of a stack, forwards and backwards."""
 
     names: list[str]
-    held: Carry
-    weights: list[list]  # of each block
-    inputs: list[Carry | None]  # of each block, where it was differentiated
-    input_gradient: Carry | None = None
-    weight_gradients: list[list] = dataclasses.field(default_factory=list)
+    inputs: list[Carry]  # of each block, where it was differentiated
+    input_gradient: Carry
+    weight_gradients: list[list]  # of each block
 
 
-def _backward(layer: keras.layers.Layer, total: Callable[[], Any], keep: bool) -> list[_Run]:
-    """Differentiates `total()`, which calls the layer, and tells what its stacks did."""
-    runs, tape = [], verbs.gradient_tape()
+def _noughts(layer: keras.layers.Layer, total: Callable[[], Any]) -> list[tuple[Carry, list]]:
+    """For each run of a stack in `total()`, zeros like its input and the weights of each block."""
+    found = []
 
-    def mode(
-        stack: Any, steps: list[Step], layout: Layout, held: Carry, weights: list, state: list
-    ) -> tuple[Carry, list, dict]:
-        # Each block gets its own copy of its weights, for a gradient of its own.
+    def way(stack: Any, steps: list[Step], *arguments: Any) -> tuple[Carry, list, dict]:
+        layout, held, weights, state, residence = arguments
         own = [[weights[p] for p in step.weights] for step in steps]
-        held, own = keras.tree.map_structure(keras.ops.copy, (held, own))
-        tape.watch((held, own))
-        positions = itertools.count()
-        names = [f"{stack.name}: {step.name}" for step in steps]
-        steps = [
-            dataclasses.replace(step, weights=tuple(next(positions) for _ in step.weights))
-            for step in steps
-        ]
-        run = _Run(names, held, own, [None] * len(steps))
-        runs.append(run)
-        arguments = layout, held, [w for ws in own for w in ws], state
-        if keep:
-            found, results = trace(stack, steps, *arguments)
-            run.inputs[:] = found.carries[:-1]
-            return results
-        return walk.reversible(
-            [_recording(step, run.inputs, i) for i, step in enumerate(steps)], *arguments
-        )
+        found.append(keras.tree.map_structure(keras.ops.zeros_like, (held, own)))
+        return walk.plain(steps, *arguments)
 
-    with observed(layer, mode, inside="none" if keep else None):
-        with tape:
-            y = total()
-        gradients = tape.gradient(y, [(run.held, run.weights) for run in runs])
-    for run, (at_input, at_weights) in zip(runs, gradients, strict=True):
-        run.input_gradient, run.weight_gradients = at_input, at_weights
-    return runs
+    with observed(layer, way, inside=walk.plain):
+        total()
+    return found
+
+
+def _differentiated(
+    layer: keras.layers.Layer, total: Callable[[], Any], noughts: list, way: Callable
+) -> list[_Run]:
+    """Differentiates `total()`, which runs stacks in `way`, and tells what they did.
+
+    The gradients are those of `noughts`, which are added to what they are like: so each block has
+    weights, and a gradient, of its own.
+    """
+    names, inputs = [], []
+
+    def shifted(noughts: list) -> Any:
+        added = iter(noughts)
+
+        def run(
+            stack: Any,
+            steps: list[Step],
+            layout: Layout,
+            held: Carry,
+            weights: list,
+            state: list,
+            residence: Any,
+        ) -> tuple[Carry, list, dict]:
+            own = [[weights[p] for p in step.weights] for step in steps]
+            held, own = keras.tree.map_structure(keras.ops.add, (held, own), next(added))
+            positions = itertools.count()
+            steps = [
+                dataclasses.replace(step, weights=tuple(next(positions) for _ in step.weights))
+                for step in steps
+            ]
+            names.append([f"{stack.name}: {step.name}" for step in steps])
+            inputs.append([None] * len(steps))
+            weights = [w for ws in own for w in ws]
+            return way(inputs[-1], steps, layout, held, weights, state, residence)
+
+        with observed(layer, run, inside=walk.plain if way is _keep else None):
+            return total()
+
+    y, pull_back = verbs.vjp(shifted, noughts)
+    (gradients,) = pull_back(keras.ops.ones_like(y))
+    return [_Run(*run) for run in zip(names, inputs, *zip(*gradients), strict=True)]
+
+
+def _keep(inputs: list, steps: list[Step], *arguments: Any) -> tuple[Carry, list, dict]:
+    """Plain differentiation; notes the input of each step."""
+    found, results = trace(None, steps, *arguments)
+    inputs[:] = found.carries[:-1]
+    return results
+
+
+def _rebuild(inputs: list, steps: list[Step], *arguments: Any) -> tuple[Carry, list, dict]:
+    """The reversible walk; notes the input of each step, as it is rebuilt."""
+    steps = [_recording(step, inputs, i) for i, step in enumerate(steps)]
+    return walk.reversible(steps, *arguments)
 
 
 def _recording(step: Step, inputs: list, index: int) -> Step:

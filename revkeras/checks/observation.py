@@ -8,9 +8,10 @@ from typing import Any
 
 import keras
 
+from revkeras._engine import verbs
 from revkeras._engine.carry import Carry, Layout
 from revkeras._engine.step import Step, run_step, run_steps
-from revkeras._stack.memory_modes import run_in
+from revkeras._stack.memory_modes import running
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras._stack.stateless import is_built, spec_of
 from revkeras.convert.momentum_model import MomentumModel
@@ -56,11 +57,13 @@ def trace(
     held: Carry,
     weights: list,
     state: list,
+    residence: Any,
 ) -> tuple[Trace, tuple[Carry, list, dict]]:
-    """Runs a stack's steps: the trace, and what a memory mode returns."""
+    """Runs a stack's steps: the trace, and what ways through a stack return."""
     carries, own = [], []
 
     def run(step: Step, carry: Carry, weights: list, state: list) -> tuple[Carry, list, dict]:
+        weights, state = verbs.fetch(residence, step, weights, state, carry)
         carries.append(carry)
         own.append(weights)
         return run_step(step, carry, weights, state)
@@ -71,35 +74,35 @@ def trace(
 
 
 def tracing(visit: Callable[[Trace], Any]) -> Callable:
-    """The mode, for `observed`, that shows `visit` the trace of each stack that runs."""
+    """The way, for `observed`, that shows `visit` the trace of each stack that runs."""
 
-    def mode(*args: Any) -> tuple[Carry, list, dict]:
+    def way(*args: Any) -> tuple[Carry, list, dict]:
         found, results = trace(*args)
         visit(found)
         return results
 
-    return mode
+    return way
 
 
 @contextlib.contextmanager
-def observed(layer: keras.layers.Layer, mode: Callable, inside: str | None = None) -> Iterator:
-    """While it lasts, the stacks of `layer` run in another mode, and no variable changes.
+def observed(layer: keras.layers.Layer, way: Callable, inside: Callable | None = None) -> Iterator:
+    """While it lasts, the stacks of `layer` run in another way, and no variable changes.
 
     In other threads they run as ever.
 
     Args:
         layer: A layer or model.
-        mode: `mode(stack, steps, layout, held, weights, state)`, as the functions
-            in `MEMORY_MODES` but for the first argument. A stack inside a block of
+        way: `way(stack, steps, layout, held, weights, state, residence)`, as the functions
+            of `revkeras._engine.walk` but for the first argument. A stack inside a block of
             another one is a part of that block and not run by it.
-        inside: The memory mode of such stacks, or `None` for their own.
+        inside: How such stacks run, or `None` for their own memory modes.
     """
     stacks = _stacks(layer)
     parts = [inner for outer in stacks for inner in _stacks(outer) if inner is not outer]
-    modes = {stack: functools.partial(mode, stack) for stack in stacks if stack not in parts}
+    ways = {stack: functools.partial(way, stack) for stack in stacks if stack not in parts}
     if inside:
-        modes.update(dict.fromkeys(parts, inside))
-    with run_in(modes), keras.StatelessScope():
+        ways.update(dict.fromkeys(parts, inside))
+    with running(ways), keras.StatelessScope():
         yield
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import keras
 
+from revkeras._engine import walk
 from revkeras._stack.masks import MaskOf, makes_masks, masked_as
-from revkeras._stack.memory_modes import run_in
+from revkeras._stack.memory_modes import running
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.convert.momentum_model import MomentumModel, revert
 from revkeras.convert.momentum_run import MomentumRun
@@ -218,7 +219,7 @@ def _as_plain(stack: ReversibleSequential) -> Iterator[None]:
     stack.couplings = [_inexact(c) for c in stack.couplings]
     stack.block_couplings = [_inexact(c) for c in stack.block_couplings]
     try:
-        with run_in({stack: "none"}):
+        with running({stack: walk.plain}):
             yield
     finally:
         stack.couplings, stack.block_couplings = kept

@@ -147,6 +147,8 @@ class Spread:
             bits than they have.
     """
 
+    in_place = False
+
     def __init__(self, engine: Any, within: Any, read_in: dict[int, str]):
         self._engine = engine
         self._within = within

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras._engine import verbs
-from revkeras._stack.memory_modes import run_in
+from revkeras._engine import verbs, walk
+from revkeras._stack.memory_modes import running
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
 from revkeras.distribute.building import has_call
@@ -79,7 +79,7 @@ def _called_plainly(model: keras.Model) -> Iterator[None]:
     for checkpoint in checkpoints:
         checkpoint.call = checkpoint.layer
     try:
-        with run_in(dict.fromkeys(stacks, "none")):
+        with running(dict.fromkeys(stacks, walk.plain)):
             yield
     finally:
         for checkpoint in checkpoints:

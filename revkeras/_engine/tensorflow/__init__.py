@@ -1,6 +1,5 @@
 """The gradient engine on TensorFlow."""
 
-from revkeras._engine.tensorflow.checkpoint import checkpoint
 from revkeras._engine.tensorflow.custom_gradient import custom_vjp, with_gradient
 from revkeras._engine.tensorflow.graph import (
     add_gradients,
@@ -10,6 +9,7 @@ from revkeras._engine.tensorflow.graph import (
     eager_scope,
     finite,
     is_eager,
+    joins_compile,
     may_be_replayed,
     require,
     shared,
@@ -20,7 +20,6 @@ from revkeras._engine.tensorflow.layer_calls import is_read, is_same_tensor, lay
 from revkeras._engine.tensorflow.passes import passes_of
 from revkeras._engine.tensorflow.replayable import refusing_merges
 from revkeras._engine.tensorflow.residence import is_on_host, place, residence
-from revkeras._engine.tensorflow.tape import gradient_tape
 from revkeras._engine.tensorflow.unread import fetch, read_late
 from revkeras._engine.tensorflow.updates import note_reads, offer_update, take_updated, use_up
 
@@ -28,17 +27,16 @@ __all__ = [
     "add_gradients",
     "after",
     "are_initialized",
-    "checkpoint",
     "compiles_by_default",
     "custom_vjp",
     "eager_scope",
     "fetch",
     "finite",
-    "gradient_tape",
     "is_eager",
     "is_on_host",
     "is_read",
     "is_same_tensor",
+    "joins_compile",
     "layer_calls",
     "may_be_replayed",
     "note_reads",

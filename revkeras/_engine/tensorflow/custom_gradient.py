@@ -46,7 +46,13 @@ def with_gradient(function: Callable, *arguments: Any) -> Any:
 
 
 def custom_vjp(
-    run: Callable, back: Callable, inputs: Any, weights: list, state: list, place: Callable
+    run: Callable,
+    back: Callable,
+    inputs: Any,
+    weights: list,
+    state: list,
+    place: Callable,
+    keeps: str,
 ) -> tuple:
     """Calls `run(inputs, weights, state) -> (results, kept)`; the results have the gradient `back`.
 
@@ -54,12 +60,13 @@ def custom_vjp(
     are further ones, whose gradients are asked for; what follows has none.
 
     Args:
-        back: `back(outputs, doutputs, dsides, weights, kept)`, from the first result and the
-            gradients of the first two, returns those of `inputs` and `weights`. Gradients are
+        back: `back(known, doutputs, dsides, weights, kept)`, from what is known and the gradients
+            of the first two results, returns those of `inputs` and `weights`. Gradients are
             `None` where there is none.
         place: `place()` is a scope in which weights and state live.
+        keeps: What is known then: `"results"`, the first of them, or `"inputs"`.
     """
-    tracked = []  # the first result as tapes know it: through this, gradients have gradients
+    known = []  # as tapes know it: through this, gradients have gradients
 
     def function(inputs: Any, _: list) -> tuple[tuple, Keeping]:
         with tf.GradientTape() as watcher:
@@ -70,7 +77,7 @@ def custom_vjp(
 
         def grad(kept: tuple, *dresults: Any) -> list:
             doutputs, dsides, _ = tf.nest.pack_sequence_as(results, dresults)
-            dinputs, dweights = back(tracked[0], doutputs, dsides, *kept)
+            dinputs, dweights = back(known[0], doutputs, dsides, *kept)
             return [*tf.nest.flatten(dinputs), *dweights]
 
         return results, Keeping.of(grad, (weights, kept))
@@ -78,7 +85,7 @@ def custom_vjp(
     with place():
         scalars = stand_ins(weights)
     results = with_gradient(function, inputs, scalars)
-    tracked.append(results[0])
+    known.append(inputs if keeps == "inputs" else results[0])
     return results
 
 

@@ -16,6 +16,9 @@ from tensorflow.python.ops.gradients_util import (
 from revkeras._engine.tensorflow.tracing import tensors_of
 from revkeras.debugging import checks_enabled
 
+# In a program of the whole model, XLA merges a recomputation with the forward pass and puts off
+# weight gradients: memory would grow with depth again.
+joins_compile = False
 eager_scope = tf.init_scope
 is_eager = tf.executing_eagerly
 

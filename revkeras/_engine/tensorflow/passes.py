@@ -52,7 +52,10 @@ def passes_of(step: Step, carry: Carry, weights: list, state: list) -> Passes:
         return _passes(step, (True,) * len(state))
     values = carry, weights, state
     # A message of `revkeras.debugging` names the step.
-    flags = step.exact, step.settles, step.compiled, step.inference, checks_enabled() and step.name
+    flags = (
+        *(step.exact, step.settles, step.compiled, step.inference, step.recover is None),
+        checks_enabled() and step.name,
+    )
     known = kept_by_graph("structures", dict)
     lengths = tuple(len(part) for part in (*carry, weights, state))
     structure = step.structure and (
@@ -97,11 +100,14 @@ def _all_that_differs(step: Step, with_gradient: bool = False) -> Callable:
         fx, sides, updates = step.block(source, weights, state)
         after = step.couple(carry, fx)
         left = [updates.get(i, value) for i, value in enumerate(state)] if step.settles else state
-        rebuilt = step.recover(after, weights, left), step.uncouple(after, fx, source)
+        known, rebuilt = carry, ()
+        if step.recover:
+            known = after
+            rebuilt = step.recover(after, weights, left), step.uncouple(after, fx, source)
         results = source, fx, sides, updates, after, rebuilt
         if not with_gradient:
             return results
-        return results, backward_pass(step, step.block)(after, after, weights, left, sides)
+        return results, backward_pass(step, step.block)(known, after, weights, left, sides)
 
     return traced
 

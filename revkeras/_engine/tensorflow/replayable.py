@@ -1,26 +1,10 @@
 """What a block may not do where it is replayed for the gradient."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
-
-from revkeras._engine.tensorflow.fingerprint import fingerprint
-
-
-def check_replays(name: str, function: Callable, arguments: Any) -> None:
-    """Raises for a function that would compute something else when it is traced again.
-
-    Eagerly that cannot be told.
-    """
-    if tf.executing_eagerly():
-        return
-    found = fingerprint(function, arguments)
-    refuse_unreplayable(name, found.operations)
-    if fingerprint(function, arguments) != found:
-        refuse_changing(name, found.operations)
 
 
 def refuse_untracked(variables: Sequence[tf.Variable]) -> None:

@@ -4,7 +4,7 @@ A residence has four verbs. `place()`: a scope in which variables are made and r
 `read(variables)`: their values as they live there. `fetch(owners, values, gate)`: the
 values as a step reads them, on their way when the tensors of `gate` are there.
 `release(owners, gradients)`: a step's gradients as they go back. Owners are the
-variables, or tensors, whose values they are.
+variables, or tensors, whose values they are. `in_place` tells whether they stay where they are.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ from revkeras._engine.tensorflow.graph import snapshot
 
 class InPlace:
     """Values live where they are computed with."""
+
+    in_place = True
 
     def place(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -34,6 +36,8 @@ class InPlace:
 
 class OnHost:
     """Values stay in the host's memory and come to the device one step at a time."""
+
+    in_place = False
 
     def place(self) -> contextlib.AbstractContextManager:
         return place("host")

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from revkeras._engine.step import Step
-from revkeras._engine.tensorflow.tracing import tensors_of, trace
+from revkeras._engine.tensorflow.tracing import tensors_of
 
 
 class Unread:
@@ -51,14 +51,6 @@ def as_tensors(values: Sequence, is_used: Sequence[bool]) -> list[tf.Tensor]:
         x if not isinstance(x, Unread) else (x.read() if used else tf.zeros(x.shape, x.dtype))
         for x, used in zip(values, is_used, strict=True)
     ]
-
-
-def read_as_used(function: Callable, arguments: Sequence, state: Sequence) -> list[tf.Tensor]:
-    """`state`, read where `function(*arguments, state)` uses it."""
-    if not any(isinstance(x, Unread) for x in state):
-        return list(state)
-    is_used = trace(function, (*arguments, list(state))).is_used
-    return as_tensors(state, is_used[len(is_used) - len(state) :])
 
 
 def fetch(residence: Any, step: Step, weights: list, state: list, gate: Any) -> tuple[list, list]:
