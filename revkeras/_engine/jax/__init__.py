@@ -1,0 +1,45 @@
+"""The gradient engine on JAX."""
+
+from revkeras._engine.jax.assertions import finite, require
+from revkeras._engine.jax.autodiff import add_gradients, custom_vjp, vjp
+from revkeras._engine.jax.called import after, passes_of
+from revkeras._engine.jax.memory_kinds import fetch, is_on_host, place, residence
+from revkeras._engine.jax.traces import (
+    are_initialized,
+    compiles_by_default,
+    eager_scope,
+    is_eager,
+    joins_compile,
+    may_be_replayed,
+    read_late,
+    refusing_merges,
+    snapshot,
+)
+from revkeras._engine.jax.whole_steps import note_reads, offer_update, take_updated, use_up
+
+__all__ = [
+    "add_gradients",
+    "after",
+    "are_initialized",
+    "compiles_by_default",
+    "custom_vjp",
+    "eager_scope",
+    "fetch",
+    "finite",
+    "is_eager",
+    "is_on_host",
+    "joins_compile",
+    "may_be_replayed",
+    "note_reads",
+    "offer_update",
+    "passes_of",
+    "place",
+    "read_late",
+    "refusing_merges",
+    "require",
+    "residence",
+    "snapshot",
+    "take_updated",
+    "use_up",
+    "vjp",
+]
