@@ -4,9 +4,9 @@ import dataclasses
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import revkeras
+from tests.differentiation import differentiated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,32 +22,11 @@ class Result:
 
 def run_step(layer, *inputs, graph=True, jit_compile=False, **arguments):
     """One forward and backward pass of `layer`; its state is put back afterwards."""
-    inputs = [tf.convert_to_tensor(x) for x in inputs]
-    floats = {k: v for k, v in arguments.items() if tf.is_tensor(v) and v.dtype.is_floating}
-    sources = [*inputs, *floats.values()]
-    feed = inputs[0] if len(inputs) == 1 else inputs
-    layer(feed, **arguments)  # builds
-    before = [v.numpy() for v in layer.variables]
-
-    def step():
-        with tf.GradientTape() as tape:
-            tape.watch(sources)
-            outputs = tf.nest.flatten(layer(feed, **arguments))
-            losses = list(layer.losses)
-            total = sum(tf.reduce_sum(tf.cast(y, "float64") ** 2 * 0.1) for y in outputs)
-            total += sum(tf.cast(loss, "float64") for loss in losses)
-        weights = layer.trainable_variables
-        gradients = tape.gradient(total, [*sources, *(w.value for w in weights)])
-        return outputs, losses, gradients
-
-    if graph:
-        step = tf.function(step, jit_compile=jit_compile)
-    outputs, losses, gradients = step()
-    state = [v.numpy() for v in layer.variables]
-    for variable, value in zip(layer.variables, before):
-        variable.assign(value)
-    n = len(sources)
-    return Result(*map(_numpy, (outputs, losses, gradients[:n], gradients[n:])), state)
+    inputs = [keras.ops.convert_to_tensor(x) for x in inputs]
+    layer(inputs[0] if len(inputs) == 1 else inputs, **arguments)  # builds
+    outputs, losses, gradients, state = differentiated(layer, inputs, arguments, graph, jit_compile)
+    n = len(gradients) - len(layer.trainable_variables)
+    return Result(*map(_numpy, (outputs, losses, gradients[:n], gradients[n:], state)))
 
 
 def in_mode(layer, mode):

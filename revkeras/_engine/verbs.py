@@ -37,9 +37,10 @@ def __getattr__(verb: str) -> Callable:
 
     def refuse(*_: Any, **__: Any) -> None:
         raise NotImplementedError(
-            f"This does not run on Keras's {keras.backend.backend()} backend. Reversible layers "
-            "run on TensorFlow and JAX; sharded training and conversions on TensorFlow alone. Set "
-            "KERAS_BACKEND in the environment before Keras is imported."
+            "Reversible layers run on Keras's TensorFlow and JAX backends; sharded training and "
+            "conversions on TensorFlow alone. Expected keras.backend.backend() == 'tensorflow', "
+            f"received '{keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow in the "
+            "environment before Keras is imported."
         )
 
     return refuse
