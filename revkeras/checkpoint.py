@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from revkeras._engine import verbs
+from revkeras._keras import call_signature, set_call_signature
 from revkeras._stack.stateless import (
     Packing,
     StatelessLayer,
@@ -98,7 +99,7 @@ class Checkpoint(keras.layers.Wrapper):
         self.supports_masking = layer.supports_masking
         self.supports_jit = False  # XLA would merge the recomputation with the forward pass
         self.residence = verbs.residence(None)  # sharded training gives it another
-        self._call_signature = layer._call_signature
+        set_call_signature(self, call_signature(layer))
 
     def build(self, input_shape: Any = None) -> None:
         self.built = True  # the layer inside is built by the first call, with all its arguments

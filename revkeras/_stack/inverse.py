@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from revkeras._keras import call_signature, set_call_signature
+
 
 @keras.saving.register_keras_serializable(package="revkeras")
 class Inverse(keras.layers.Layer):
@@ -38,7 +40,7 @@ class Inverse(keras.layers.Layer):
         self.stack = stack
         self.supports_masking = True
         self.supports_jit = False
-        self._call_signature = stack._call_signature
+        set_call_signature(self, call_signature(stack))
 
     def build(self, input_shape: Any) -> None:
         self.built = True

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from revkeras._engine.carry import Layout
+from revkeras._keras import flatten_layers
 from revkeras._stack.block_call import BlockCall
 from revkeras._stack.call_arguments import argument_names
 from revkeras._stack.invertible_call import InvertibleCall, is_invertible
@@ -66,7 +67,7 @@ def make_plan(
     couplings, reads = iter(couplings), 1
     for index, layer in enumerate(layers):
         name = f"Block {index} ('{layer.name}', of type {type(layer).__name__})"
-        compiled = jit_compile and all(inner.supports_jit for inner in layer._flatten_layers())
+        compiled = jit_compile and all(inner.supports_jit for inner in flatten_layers(layer))
         if is_invertible(layer):
             if log_det and not hasattr(layer, "log_det_jacobian"):
                 raise ValueError(
