@@ -7,6 +7,7 @@ import keras
 from revkeras._engine import verbs, walk
 from revkeras._engine.carry import APART, Carry
 from revkeras._engine.step import Step
+from revkeras._keras import call_signature, set_call_signature
 from revkeras._stack.operands import Operands
 from revkeras._stack.stateless import (
     Packing,
@@ -127,7 +128,7 @@ class Checkpoint(keras.layers.Wrapper):
         self.supports_masking = layer.supports_masking
         self.supports_jit = verbs.joins_compile
         self.residence = verbs.residence(None)  # sharded training gives it another
-        self._call_signature = layer._call_signature
+        set_call_signature(self, call_signature(layer))
 
     def build(self, input_shape: Any = None) -> None:
         self.built = True  # the layer inside is built by the first call, with all its arguments

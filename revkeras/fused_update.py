@@ -6,6 +6,14 @@ from typing import Any
 import keras
 
 from revkeras._engine import verbs
+from revkeras._keras import (
+    WHOLE_STEP,
+    end_step,
+    is_known,
+    optimizer_variables,
+    update_some,
+    variables_to_update,
+)
 
 
 @keras.saving.register_keras_serializable(package="revkeras")
@@ -70,7 +78,7 @@ class FusedUpdate(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list:
-        return self._variables + self.inner_optimizer.variables
+        return optimizer_variables(self) + self.inner_optimizer.variables
 
     @property
     def learning_rate(self) -> Any:
@@ -98,7 +106,7 @@ class FusedUpdate(keras.optimizers.Optimizer):
                 self.build(list(trainable_variables))
             self.inner_optimizer.apply(grads, trainable_variables)
             return
-        variables = list(trainable_variables or self._trainable_variables)
+        variables = list(trainable_variables or variables_to_update(self))
         updated = verbs.take_updated()
         if updated is None and self._began_eagerly is not verbs.is_eager():
             raise ValueError(
@@ -118,8 +126,7 @@ class FusedUpdate(keras.optimizers.Optimizer):
         if pairs:
             self.inner_optimizer.apply(*zip(*pairs, strict=True))
         else:
-            self.inner_optimizer._backend_apply_gradients([], [])  # moving averages of all weights
-            self.inner_optimizer.iterations.assign_add(1)
+            end_step(self.inner_optimizer)
         for variable in updated.values():  # after the moving averages, as in Keras
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable))
@@ -142,16 +149,12 @@ class FusedUpdate(keras.optimizers.Optimizer):
     def _is_known(self, variable: Any) -> bool:
         return (
             isinstance(variable, keras.Variable)
-            and self.inner_optimizer._var_key(variable)
-            in self.inner_optimizer._trainable_variables_indices
+            and is_known(self.inner_optimizer, variable)
             and not getattr(variable, "overwrite_with_gradient", False)
         )
 
     def _update(self, gradients: list, variables: list) -> None:
-        inner = self.inner_optimizer
-        gradients = inner._clip_gradients(gradients)
-        inner._apply_weight_decay(variables)
-        inner._backend_update_step(gradients, variables, inner.learning_rate)
+        update_some(self.inner_optimizer, gradients, variables)
 
 
 def _refuse_subsets(paths: list[str]) -> None:
@@ -186,7 +189,7 @@ def _refuse_all_at_once(optimizer: keras.optimizers.Optimizer) -> None:
                 f"{getattr(optimizer, option)!r} needs {reason}."
             )
     own, base = type(optimizer), keras.optimizers.Optimizer
-    whole = ("apply", "apply_gradients", "_backend_apply_gradients", "_backend_update_step")
+    whole = ("apply", "apply_gradients", *WHOLE_STEP)
     if any(getattr(own, name) is not getattr(base, name) for name in whole):
         raise ValueError(
             "Invalid value for argument `inner_optimizer`: expected an optimizer that updates each "

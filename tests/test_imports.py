@@ -18,7 +18,16 @@ L = keras.layers
 ROOT = Path(__file__).parent.parent
 
 # All that a stack, a checkpoint, couplings and layers consist of.
-LOADED = {"_engine", "_stack", "_unloaded", "checkpoint", "couplings", "debugging", "layers"}
+LOADED = {
+    "_engine",
+    "_keras",
+    "_stack",
+    "_unloaded",
+    "checkpoint",
+    "couplings",
+    "debugging",
+    "layers",
+}
 
 
 def in_a_fresh_process(code, *arguments):

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from revkeras._stack.structure import BOOKKEEPING
+from revkeras._keras import is_bookkeeping
 
 # Their objects do not change, or are tensors and variables.
 _LIBRARIES = {"builtins", "keras", "numpy", "jax", "jaxlib", "tensorflow", "torch"}
@@ -68,7 +68,7 @@ def _noted(layer: keras.layers.Layer) -> list[tuple[Any, Any]]:
 def _is_noted(name: Any, value: Any) -> bool:
     # A user's layer may well have a `seed` or a `name` of its own.
     is_private = isinstance(name, str) and name.startswith("_")
-    is_keras_own = is_private and (name in BOOKKEEPING or name.startswith("_self_"))
+    is_keras_own = is_private and is_bookkeeping(name)
     # A tensor would keep its graph alive, and what a call leaves in an attribute is its own.
     return not is_keras_own and not _is_tensor(type(value))
 

@@ -4,6 +4,8 @@ import inspect
 
 import keras
 
+from revkeras._keras import call_signature
+
 _VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
@@ -35,5 +37,5 @@ def merged_signature(own: inspect.Signature, layers: list) -> inspect.Signature:
 
 def _parameters(layer: keras.layers.Layer) -> list[inspect.Parameter]:
     # Not of `layer.call`: a layer that passes arguments on has a wider one here.
-    _, *parameters = layer._call_signature.parameters.values()
+    _, *parameters = call_signature(layer).parameters.values()
     return [p for p in parameters if p.kind not in _VARIADIC and p.name != "training"]

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from revkeras._engine import verbs
+from revkeras._keras import call_signature, set_call_signature
 
 
 @keras.saving.register_keras_serializable(package="revkeras")
@@ -40,7 +41,7 @@ class Inverse(keras.layers.Layer):
         self.stack = stack
         self.supports_masking = True
         self.supports_jit = verbs.joins_compile
-        self._call_signature = stack._call_signature
+        set_call_signature(self, call_signature(stack))
 
     def build(self, input_shape: Any) -> None:
         self.built = True

@@ -8,7 +8,8 @@ and `WithMask` do what `mask_of` and `attach_mask` do with tensors.
 from typing import Any
 
 import keras
-from keras.src.backend import get_keras_mask, set_keras_mask
+
+from revkeras._keras import get_keras_mask, set_keras_mask
 
 
 def mask_of(x: Any) -> Any:

@@ -10,6 +10,7 @@ import keras
 from revkeras import couplings
 from revkeras._engine import verbs, walk
 from revkeras._engine.carry import APART, Carry, Layout
+from revkeras._keras import call_signature, set_call_signature
 from revkeras._stack import streams
 from revkeras._stack.block_call import BlockCall
 from revkeras._stack.call_arguments import (
@@ -198,7 +199,7 @@ class ReversibleSequential(keras.layers.Layer):
         self.block_couplings = list(itertools.islice(itertools.cycle(resolved), self.depth))
         # Keras refuses tensors and other values side by side in `**arguments`, so the
         # arguments that blocks take stand in the signature under their names.
-        self._call_signature = merged_signature(self._call_signature, self.layers)
+        set_call_signature(self, merged_signature(call_signature(self), self.layers))
         self._argument_specs: dict[str, Any] = {}
         self._start_weights: list[keras.Variable] = []
 

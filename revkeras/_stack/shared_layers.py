@@ -15,12 +15,17 @@ from typing import Any
 
 import keras
 
-# Private names of Keras, which has no public way to keep what is shared in nested configs.
-from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
-from keras.src.saving.serialization_lib import in_safe_mode
+from revkeras._keras import (
+    LOADED_OBJECTS,
+    SERIALIZED_OBJECTS,
+    calls_in_graphs,
+    flatten_layers,
+    get_global_attribute,
+    in_safe_mode,
+    inner_layers,
+    set_global_attribute,
+)
 
-_SERIALIZED = "shared_objects/id_to_config_map"  # these are there while a file is made or read
-_MADE = "shared_objects/id_to_obj_map"
 _ID = "shared_object_id"
 _GRAPH = {"layers", "input_layers", "output_layers"}  # in the config of a functional model
 
@@ -47,7 +52,7 @@ def serialize_layers(layers: Sequence[keras.layers.Layer], owner: str) -> tuple[
         ValueError: if two layers share a third one that the config of one of them leaves out, or
             one layer holds functional models that share one.
     """
-    serialized = get_global_attribute(_SERIALIZED)
+    serialized = get_global_attribute(SERIALIZED_OBJECTS)
     # While a file is read, configs are made to copy layers, and a copy is no file's layer.
     makes_file = serialized is not None and in_safe_mode() is None
     if makes_file or (serialized is not None and serialized is _own.get()):
@@ -55,11 +60,11 @@ def serialize_layers(layers: Sequence[keras.layers.Layer], owner: str) -> tuple[
     serialized = {}
     token = _own.set(serialized)
     try:
-        with _as_keras_attribute(_SERIALIZED, serialized):
+        with _as_keras_attribute(SERIALIZED_OBJECTS, serialized):
             configs = _serialize(layers, owner, serialized)
     finally:
         _own.reset(token)
-    held = {id(inner) for layer in layers for inner in layer._flatten_layers()}
+    held = {id(inner) for layer in layers for inner in flatten_layers(layer)}
     counts = collections.Counter(i for i in _ids(configs) if i in held)
     numbers = {i: number for number, i in enumerate(i for i, n in counts.items() if n > 1)}
     return _renumbered(configs, numbers), list(numbers.values())
@@ -69,10 +74,10 @@ def deserialize_layers(
     configs: Sequence[dict], ids: Sequence, custom_objects: dict | None = None
 ) -> list[keras.layers.Layer]:
     """The layers of `(configs, ids)`, as `serialize_layers` returns them."""
-    around = get_global_attribute(_MADE)
+    around = get_global_attribute(LOADED_OBJECTS)
     made = {i: x for i, x in (around or {}).items() if i not in ids}
     layers = []
-    with _as_keras_attribute(_MADE, made):
+    with _as_keras_attribute(LOADED_OBJECTS, made):
         for config in configs:
             config = _after_earlier_calls(config, made)
             layers.append(keras.saving.deserialize_keras_object(config, custom_objects))
@@ -97,7 +102,7 @@ def _serialize(
 ) -> list[dict]:
     holders = collections.defaultdict(list)  # of each layer, by its `id`
     for index, layer in enumerate(layers):
-        for inner in layer._flatten_layers():
+        for inner in flatten_layers(layer):
             holders[id(inner)].append(index)
             serialized.setdefault(id(inner), {})  # now even the first config gets an id
     shared = {i for i, found in holders.items() if len(found) > 1}
@@ -128,7 +133,7 @@ def _left_out(
         if id(layer) in seen or (id(layer) in shared and id(layer) in serialized):
             continue
         seen.add(id(layer))
-        inner = layer._flatten_layers(include_self=False, recursive=False)
+        inner = inner_layers(layer)
         lost = layer if id(layer) in shared else _left_out(inner, shared, serialized, seen)
         if lost is not None:
             return lost
@@ -186,7 +191,7 @@ def _after_earlier_calls(config: Any, made: dict) -> Any:
     if config.keys() >= _GRAPH:
         layers = config["layers"]
         before = {x["name"]: made[x[_ID]] for x in layers if x.get(_ID) in made}
-        calls = {name: len(layer._inbound_nodes) for name, layer in before.items()}
+        calls = {name: calls_in_graphs(layer) for name, layer in before.items()}
         for x in layers:
             x["inbound_nodes"] = _later(x["inbound_nodes"], calls)
         config["output_layers"] = _later(config["output_layers"], calls)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from revkeras._engine import verbs
+from revkeras._keras import flatten_layers, own_seed_generators
 from revkeras._stack.block_call import BlockCall
 from revkeras._stack.call_arguments import argument_names, required_arguments
 from revkeras._stack.invertible_call import InvertibleCall, invert, is_invertible
@@ -237,7 +238,7 @@ def check_determined(stack: Any, training: bool | None) -> None:
                 "(exact=True) needs its remainders too, which stay inside. Use exact=False."
             )
     for index, layer in enumerate(stack.layers):
-        if training and any(inner._seed_generators for inner in layer._flatten_layers()):
+        if training and any(map(own_seed_generators, flatten_layers(layer))):
             raise ValueError(
                 f"Block {index} ('{layer.name}', of type {type(layer).__name__}) draws random "
                 "numbers in training, so the inverse of one call is not that of another. Expected "

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from revkeras._engine import verbs
+from revkeras._keras import flatten_layers
 from revkeras._stack.attributes import AsFirstCalled
 from revkeras._stack.masks import attach_mask, mask_of
 
@@ -35,7 +36,7 @@ class StatelessLayer:
     def of(cls, layer: keras.layers.Layer, training: bool | None) -> "StatelessLayer":
         """The layer with its variables as they are sorted now."""
         state = [*layer.non_trainable_variables, *layer.metrics_variables]
-        for inner in layer._flatten_layers():
+        for inner in flatten_layers(layer):
             if getattr(inner, "stateful", False):  # Keras does not track the states of an RNN
                 state.extend(keras.tree.flatten(getattr(inner, "states", None) or []))
         unique = {id(v): v for v in state}
@@ -158,12 +159,12 @@ def take_effect(layer: keras.layers.Layer, state: list, updates: dict, losses: l
 
 def is_built(layer: keras.layers.Layer) -> bool:
     """Whether the layer and all layers in it have their variables."""
-    return all(inner.built for inner in layer._flatten_layers())
+    return all(inner.built for inner in flatten_layers(layer))
 
 
 def supports_jit(layer: keras.layers.Layer) -> bool:
     """Whether the layer and all layers in it let XLA compile them."""
-    return all(inner.supports_jit for inner in layer._flatten_layers())
+    return all(inner.supports_jit for inner in flatten_layers(layer))
 
 
 def spec_of(structure: Any) -> Any:

@@ -8,40 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-# What Keras notes about a layer or a variable, and what decides its values alone.
-BOOKKEEPING = {
-    "_auto_config",
-    "_build_shapes_dict",
-    "_called",
-    "_call_signature",
-    "_distribute_strategy",
-    "_inbound_nodes",
-    "_initial_seed",
-    "_initializer",
-    "_lock",
-    "_loss_ids",
-    "_losses",
-    "_losses_override",
-    "_metrics",
-    "_name",
-    "_nodes",
-    "_non_trainable_variables",
-    "_outbound_nodes",
-    "_parent_path",
-    "_path",
-    "_saved_model_arg_spec",
-    "_saved_model_inputs_spec",
-    "_seed_generators",
-    "_tracked",
-    "_tracker",
-    "_trainable_variables",
-    "_value",
-    "build",
-    "name",
-    "output_names",
-    "quantize",
-    "seed",
-}
+from revkeras._keras import is_bookkeeping
+
 # Of lists, tuples and dictionaries: backends wrap those that layers hold.
 _CONTAINERS = ("builtins", "collections", "keras", keras.backend.backend())
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -135,7 +103,7 @@ class _Walk:
         if isinstance(x, keras.Variable):
             self.found.extend((tuple(x.shape), x.dtype))
         for name, value in vars(x).items():
-            if name not in BOOKKEEPING and not name.startswith("_self_"):
+            if not is_bookkeeping(name):
                 self.found.append(name)
                 self.visit(value)
         self.found.append(None)

@@ -11,6 +11,7 @@ import keras
 from revkeras._engine import verbs
 from revkeras._engine.carry import Carry, Layout
 from revkeras._engine.step import Step, run_step, run_steps
+from revkeras._keras import flatten_layers
 from revkeras._stack.memory_modes import running
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras._stack.stateless import is_built, spec_of
@@ -126,7 +127,7 @@ def ensure_built(layer: keras.layers.Layer, inputs: Any, arguments: dict) -> Non
 def _stacks(layer: keras.layers.Layer) -> list[ReversibleSequential]:
     """The stacks in a layer, and those that the runs of converted models in it have made."""
     found = []
-    for inner in layer._flatten_layers():
+    for inner in flatten_layers(layer):
         if isinstance(inner, ReversibleSequential):
             found.append(inner)
         elif isinstance(inner, MomentumModel):

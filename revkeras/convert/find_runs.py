@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from revkeras._engine import verbs
+from revkeras._keras import flatten_layers
 from revkeras._stack.call_arguments import required_arguments
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.convert.inlined_blocks import additions_passed_over, with_blocks
@@ -38,7 +39,7 @@ def find_runs(model: keras.Model) -> list[FoundRun]:
     Raises:
         ValueError: if there are none; it tells what was looked at.
     """
-    layers = list(model._flatten_layers(include_self=False))
+    layers = flatten_layers(model, include_self=False)
     stacks = [x for x in layers if isinstance(x, ReversibleSequential)]
     reversible = {id(inner) for stack in stacks for inner in _inner(stack)}
     own = [x for x in layers if id(x) not in reversible]
@@ -287,10 +288,10 @@ def _spec(shape: Any, dtype: str) -> Any:
 
 
 def _layer_of(model: keras.Model, name: Any) -> keras.layers.Layer:
-    layers = {id(x): x for x in model._flatten_layers(include_self=False) if x.name == name}
+    layers = {id(x): x for x in flatten_layers(model, include_self=False) if x.name == name}
     if len(layers) == 1:
         return next(iter(layers.values()))
-    everywhere = sorted({x.name for x in model._flatten_layers(include_self=False)})
+    everywhere = sorted({x.name for x in flatten_layers(model, include_self=False)})
     what = f"{len(layers)} layers have" if layers else "no layer has"
     raise ValueError(
         f"Invalid value for argument `layers`: {what} the name {name!r} in model '{model.name}'. "
@@ -308,4 +309,4 @@ def _names(layers: list) -> str:
 
 
 def _inner(layer: keras.layers.Layer) -> list:
-    return list(layer._flatten_layers(include_self=False))
+    return flatten_layers(layer, include_self=False)

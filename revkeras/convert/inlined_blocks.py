@@ -6,7 +6,8 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import keras
-from keras.src.ops.numpy import Add  # what `x + y` calls
+
+from revkeras._keras import AddOperation, inputs_structure, nodes_of, outputs_structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,8 @@ def with_blocks(model: keras.Model) -> keras.Model | None:
             outputs = node.operation(*args, **kwargs)
         values.update(zip(map(id, node.outputs), keras.tree.flatten(outputs), strict=True))
     outputs = [values[id(x)] for x in model.outputs]
-    outputs = keras.tree.pack_sequence_as(model._outputs_struct, outputs)
-    return keras.Model(model._inputs_struct, outputs, name=model.name)
+    outputs = keras.tree.pack_sequence_as(outputs_structure(model), outputs)
+    return keras.Model(inputs_structure(model), outputs, name=model.name)
 
 
 def additions_passed_over(model: keras.Model) -> list[str]:
@@ -88,8 +89,7 @@ def _nodes(model: keras.Model) -> list:
     """The calls of operations of a functional model, in order; of others none."""
     if isinstance(model, keras.Sequential) or not hasattr(model, "operations"):
         return []
-    by_depth = model._nodes_by_depth
-    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    return nodes_of(model)
 
 
 def _chains(model: keras.Model, nodes: list) -> list[list[_Addition]]:
@@ -133,7 +133,7 @@ def _calls(nodes: list) -> collections.Counter:
 
 def _is_addition(node: Any) -> bool:
     return (
-        isinstance(node.operation, (Add, keras.layers.Add))
+        isinstance(node.operation, (AddOperation, keras.layers.Add))
         and len(node.outputs) == 1
         and len(node.input_tensors) == 2
     )

@@ -7,8 +7,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
-from keras.src.models.functional import Functional  # `keras.Model` makes one of tensors
 
+from revkeras._keras import (
+    Functional,
+    GraphModel,
+    call_signature,
+    compile_config,
+    context_arguments,
+    flatten_layers,
+    jit_compile_of,
+    unpickle_model,
+)
 from revkeras._stack.call_arguments import argument_names
 from revkeras.convert.find_runs import FoundRun, find_runs, named_runs
 from revkeras.convert.inlined_blocks import with_blocks
@@ -138,7 +147,7 @@ def _converted_anew(model: keras.Model, layers: Sequence[str] | None, beta: floa
 
 
 def _check_unconverted(model: keras.Model) -> None:
-    for layer in model._flatten_layers(include_self=False):
+    for layer in flatten_layers(model, include_self=False):
         if isinstance(layer, MomentumModel) or is_in_run(layer):
             raise ValueError(
                 f"Model '{model.name}' holds a momentum network already: '{layer.name}' (of type "
@@ -147,11 +156,13 @@ def _check_unconverted(model: keras.Model) -> None:
             )
 
 
-class MomentumModel:
+class MomentumModel(GraphModel):
     """What the class of a converted model has before the class it had.
 
     It is that class with runs that take their blocks' places.
     """
+
+    _momentum_runs: "_Runs"
 
     @property
     def momentum_runs(self) -> list[MomentumRun]:
@@ -173,14 +184,12 @@ class MomentumModel:
         with self._as_it_was():
             return self.compute_output_spec(*args, **kwargs)
 
-    def _run_through_graph(self, *args: Any, **kwargs: Any) -> Any:
-        """What a functional model does in its call, and Keras where it clones one."""
+    def graph_to_run(self) -> keras.Model | None:
+        """What a functional model runs in its call, and Keras where it clones one."""
         graph = self.graph_of_blocks
-        if graph is None:
-            return super()._run_through_graph(*args, **kwargs)
-        if not self.momentum_runs[0].is_called():
+        if graph is not None and not self.momentum_runs[0].is_called():
             raise TypeError(clone_refused(f"Model '{self.name}' is"))
-        return graph._run_through_graph(*args, **kwargs)
+        return graph
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         with ModelCall(self.momentum_runs) as call:
@@ -189,7 +198,7 @@ class MomentumModel:
         return outputs
 
     def get_config(self) -> dict:
-        layers = list((self.graph_of_blocks or self)._flatten_layers())
+        layers = flatten_layers(self.graph_of_blocks or self)
         places = {id(layer): place for place, layer in enumerate(layers)}
         runs = [
             {
@@ -215,7 +224,7 @@ class MomentumModel:
 
     def __reduce__(self) -> tuple:
         _, arguments = super().__reduce__()
-        return keras.Model._unpickle_model, arguments  # the class of `self` cannot be pickled
+        return unpickle_model, arguments  # the class of `self` cannot be pickled
 
     @contextlib.contextmanager
     def _as_it_was(self) -> Iterator[None]:
@@ -238,7 +247,7 @@ class SavedMomentumModel:
         original = {k: v for k, v in config["model"].items() if k != "compile_config"}
         model = keras.saving.deserialize_keras_object(original, custom_objects)
         graph = with_blocks(model) if config["with_blocks"] else None
-        layers = list((graph or model)._flatten_layers())
+        layers = flatten_layers(graph or model)
         for run in config["runs"]:
             blocks = [layers[place] if place < len(layers) else None for place, _ in run["blocks"]]
             names = [name for _, name in run["blocks"]]
@@ -274,8 +283,8 @@ def _convert(
         model.__class__ = _class_of(type(model))
         # A run leaves the whole-model XLA compile, in which memory would grow with depth.
         model.supports_jit = False
-        if model._jit_compile:
-            model._jit_compile = False
+        if jit_compile_of(model):
+            model.jit_compile = False
     model.momentum_runs.extend(runs)
     _forget_graphs(model)
     return model
@@ -288,7 +297,7 @@ def _unnumbered(name: str) -> str:
 
 def _check_arguments(model: keras.Model, names: set[str]) -> None:
     """Raises if the model's own call does not take one of the arguments."""
-    parameters = model._call_signature.parameters
+    parameters = call_signature(model).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     own = type(model).original_class.call
     if takes_any and own not in (Functional.call, keras.Sequential.call):
@@ -297,7 +306,7 @@ def _check_arguments(model: keras.Model, names: set[str]) -> None:
     if names <= taken:
         return
     # Others like `training`: Keras hands them to the layers that know them.
-    in_context = (layer._call_context_args for layer in model._flatten_layers())
+    in_context = map(context_arguments, flatten_layers(model))
     if unknown := names - taken.union(*in_context):
         way = "All tensors of a functional model go into its first argument." if takes_any else ""
         raise TypeError(
@@ -334,13 +343,13 @@ class _Runs:
         self.runs: list[MomentumRun] = []
         self.graph = graph
         self.supports_jit = model.supports_jit
-        self.compiled = getattr(model, "_compile_config", None), model._jit_compile
+        self.compiled = compile_config(model), jit_compile_of(model)
 
     def restore(self, model: keras.Model) -> None:
         model.supports_jit = self.supports_jit
         config, jit_compile = self.compiled
-        if getattr(model, "_compile_config", None) is config:  # not compiled since
-            model._jit_compile = jit_compile
+        if compile_config(model) is config:  # not compiled since
+            model.jit_compile = jit_compile
 
 
 def _class_of(original: type) -> type:

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from revkeras._engine import verbs
+from revkeras._keras import add_metric, call_signature, flatten_layers, remove_metric, take_losses
 from revkeras._stack.masks import masked_as
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
@@ -99,7 +100,7 @@ class MomentumRun:
             block.compute_output_spec = _Spec(block, block.compute_output_spec)
             block.get_config = _Config(self, index, block.get_config)
         if self.stack is not None and self.stack.couplings[0].exact:
-            self.hosts[0]._metrics.append(self.stack.saturated)
+            add_metric(self.hosts[0], self.stack.saturated)
 
     def leave(self) -> None:
         """Gives the places back."""
@@ -109,7 +110,7 @@ class MomentumRun:
             for name, value in own.items():
                 setattr(block, name, value)
         if self.stack is not None and self.stack.couplings[0].exact:
-            self.hosts[0]._metrics.remove(self.stack.saturated)
+            remove_metric(self.hosts[0], self.stack.saturated)
 
     def call(self, index: int, call: Any, args: tuple, kwargs: dict) -> Any:
         """What block `index` returns in the place of `call(*args, **kwargs)`."""
@@ -182,9 +183,8 @@ class MomentumRun:
 
     def _run(self, index: int, layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         """Calls a layer of the run; what it adds as losses, a layer of block `index` adds."""
-        layer._clear_losses()
-        outputs = layer(*args, **kwargs)
-        for loss in layer._losses:
+        outputs, losses = take_losses(layer, lambda: layer(*args, **kwargs))
+        for loss in losses:
             self.hosts[index].add_loss(loss)
         return outputs
 
@@ -351,17 +351,17 @@ def _host(block: keras.layers.Layer) -> keras.layers.Layer:
     Keras passes over the metrics of models in a model, and does not see a block that was made of
     a functional model's own layers.
     """
-    layers = block._flatten_layers()
+    layers = flatten_layers(block)
     return next((x for x in layers if x.weights and not isinstance(x, keras.Model)), block)
 
 
 def _bind(block: keras.layers.Layer, args: tuple, kwargs: dict) -> tuple[Any, dict]:
     """A block's input, and its further arguments without those left `None`."""
-    bound = block._call_signature.bind(*args, **kwargs).arguments
+    bound = call_signature(block).bind(*args, **kwargs).arguments
     (_, x), *rest = bound.items()
     arguments = {}
     for name, value in rest:
-        kind = block._call_signature.parameters[name].kind
+        kind = call_signature(block).parameters[name].kind
         more = value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
         arguments.update({k: v for k, v in more.items() if v is not None})
     return x, arguments

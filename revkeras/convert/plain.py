@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from revkeras._engine import walk
+from revkeras._keras import flatten_layers
 from revkeras._stack.masks import MaskOf, makes_masks, masked_as
 from revkeras._stack.memory_modes import running
 from revkeras._stack.reversible_sequential import ReversibleSequential
@@ -68,7 +69,7 @@ def to_plain(model: keras.Model) -> keras.Model:
         raise ValueError(
             f"Model '{model.name}' is not built. Call it on data once, or `build()` it, before."
         )
-    layers = list(model._flatten_layers())
+    layers = flatten_layers(model)
     converted = [layer for layer in layers if isinstance(layer, MomentumModel)]
     stacks = [layer for layer in layers if isinstance(layer, ReversibleSequential)]
     if not converted and not stacks:

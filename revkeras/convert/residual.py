@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from revkeras._engine import verbs
+from revkeras._keras import call_signature, set_call_signature
 from revkeras._stack.call_arguments import required_arguments
 from revkeras._stack.stateless import is_built
 
@@ -39,7 +40,7 @@ class Original(keras.layers.Layer):
         self.built = True
         self.supports_masking = block.supports_masking
         self.supports_jit = block.supports_jit
-        self._call_signature = block._call_signature
+        set_call_signature(self, call_signature(block))
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         with original(self.block):
@@ -81,7 +82,7 @@ class Residual(keras.layers.Layer):
         self.unchecked = False
         self.supports_masking = block.supports_masking
         self.supports_jit = block.supports_jit
-        self._call_signature = block._call_signature
+        set_call_signature(self, call_signature(block))
 
     def build(self, x_shape: Any, **shapes: Any) -> None:
         self.unchecked = bool(required_arguments(self.block))  # which a call alone knows

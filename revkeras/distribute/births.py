@@ -6,10 +6,12 @@ from typing import Any
 
 import keras
 
+from revkeras._keras import initializer_of_variables, set_initializer_of_variables
+
 Initialize = Callable[[keras.Variable, Any], None]
 
 # How Keras gives a variable its value.
-KERAS_OWN: Initialize = keras.Variable._initialize
+KERAS_OWN: Initialize = initializer_of_variables()
 
 
 @contextlib.contextmanager
@@ -20,7 +22,7 @@ def intercepted(born: Callable[[keras.Variable, Any, Initialize], None]) -> Iter
     Keras would have done. Keras has no such hook, and TensorFlow's own is not told of the
     Keras variable.
     """
-    initialize = keras.Variable._initialize
+    initialize = initializer_of_variables()
 
     def intercept(variable: keras.Variable, value: Any) -> None:
         if hasattr(value, "assign"):  # a view of a variable that exists
@@ -28,19 +30,19 @@ def intercepted(born: Callable[[keras.Variable, Any, Initialize], None]) -> Iter
         else:
             born(variable, value, initialize)
 
-    keras.Variable._initialize = intercept
+    set_initializer_of_variables(intercept)
     try:
         yield
     finally:
-        keras.Variable._initialize = initialize
+        set_initializer_of_variables(initialize)
 
 
 @contextlib.contextmanager
 def unobserved() -> Iterator[None]:
     """Within it, variables are made as Keras makes them: those that are this rank's own."""
-    initialize = keras.Variable._initialize
-    keras.Variable._initialize = KERAS_OWN
+    initialize = initializer_of_variables()
+    set_initializer_of_variables(KERAS_OWN)
     try:
         yield
     finally:
-        keras.Variable._initialize = initialize
+        set_initializer_of_variables(initialize)

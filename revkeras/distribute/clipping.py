@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from revkeras._keras import set_gradient_clipping
+
 
 class Clipping:
     """Takes the place of an optimizer's own clipping, where that needs a norm.
@@ -21,7 +23,7 @@ class Clipping:
         self._clipnorm = optimizer.clipnorm
         self._global_clipnorm = optimizer.global_clipnorm
         if engine.size > 1 and (self._clipnorm or self._global_clipnorm):
-            optimizer._clip_gradients = self._clip
+            set_gradient_clipping(optimizer, self._clip)
 
     def _clip(self, grads: list) -> list:
         dtype = keras.backend.result_type("float32", *(g.dtype for g in grads))

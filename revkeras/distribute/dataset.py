@@ -73,15 +73,15 @@ class Batches(keras.utils.PyDataset):
     def __init__(self, arrays: Any, batch_size: int, seed: int):
         super().__init__()
         self._arrays = keras.tree.map_structure(np.asarray, arrays)
-        self._batch_size = batch_size
+        self._per_batch = batch_size
         self._random = np.random.default_rng(seed)
         self._rows = np.arange(len(keras.tree.flatten(self._arrays)[0]))
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // self._batch_size)
+        return -(-len(self._rows) // self._per_batch)
 
     def __getitem__(self, index: int) -> Any:
-        rows = self._rows[index * self._batch_size :][: self._batch_size]
+        rows = self._rows[index * self._per_batch :][: self._per_batch]
         return keras.tree.map_structure(lambda x: x[rows], self._arrays)
 
     def on_epoch_begin(self) -> None:
@@ -109,27 +109,27 @@ class RowsOfRank(keras.utils.PyDataset):
             use_multiprocessing=dataset.use_multiprocessing,
             max_queue_size=dataset.max_queue_size,
         )
-        self._dataset, self._rank, self._size = dataset, rank, size
+        self._whole, self._rank, self._size = dataset, rank, size
         self._random, self._first = np.random.default_rng(seed), first
         self.shuffles = False
         self._order = np.arange(len(self))
 
     def __len__(self) -> int:
-        return self._dataset.num_batches
+        return self._whole.num_batches
 
     def __getitem__(self, index: int) -> Any:
-        batch = self._dataset[int(self._order[index])]
+        batch = self._whole[int(self._order[index])]
         self._first.note(index, keras.tree.flatten(batch))
         return keras.tree.map_structure(self._rows, batch)
 
     def on_epoch_begin(self) -> None:
-        self._dataset.on_epoch_begin()
+        self._whole.on_epoch_begin()
 
     def on_epoch_end(self) -> None:
         # When an epoch begins, Keras's threads may have read the first batches of it already.
         if self.shuffles:
             self._order = self._random.permutation(len(self))
-        self._dataset.on_epoch_end()
+        self._whole.on_epoch_end()
 
     def _rows(self, x: Any) -> Any:
         n = len(x)

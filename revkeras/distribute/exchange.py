@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from revkeras._keras import variable_dtype
 from revkeras.distribute.flat import pack, pack_slice, unpack
 from revkeras.distribute.parameters import follow, is_sharded, spread_out
 from revkeras.distribute.partition import Bucket, Piece, even_buckets, pieces, whole_buckets
@@ -56,11 +57,11 @@ def make_groups(
     by_kind: dict[tuple, list[int]] = {}
     for i, v in enumerate(variables):
         if whole or not is_sharded(v):
-            kind = is_sharded(v), v._dtype, read_in.get(id(v), v._dtype)
+            kind = is_sharded(v), variable_dtype(v), read_in.get(id(v), variable_dtype(v))
             by_kind.setdefault(kind, []).append(i)
     groups = []
     for (_, dtype, wire), positions in by_kind.items():
-        sizes = [math.prod(variables[i]._shape) for i in positions]
+        sizes = [math.prod(variables[i].shape) for i in positions]
         cut = whole_buckets if whole else even_buckets
         buckets = cut(sizes, engine.size, bucket_bytes // _GRADIENT_BYTES)
         own = pieces(buckets, engine.rank)
@@ -150,12 +151,12 @@ class Exchange:
                 variable = self._variables[group.variables[local]]
                 values = [x for _, x in sorted(found, key=lambda pair: pair[0])]
                 whole = values[0] if len(values) == 1 else ops.concatenate(values)
-                whole = ops.cast(whole, variable._dtype)
-                variable.assign(ops.reshape(whole, tuple(variable._shape)))
+                whole = ops.cast(whole, variable_dtype(variable))
+                variable.assign(ops.reshape(whole, tuple(variable.shape)))
 
     def _flat_gradient(self, i: int, gradient: Any, dtype: str) -> Any:
         variable = self._variables[i]
         if is_sharded(variable):
             return spread_out(self._engine, variable, ops.cast(gradient, dtype))
         # A gradient's own shape may be known only when it runs.
-        return ops.cast(ops.reshape(gradient, (math.prod(variable._shape),)), dtype)
+        return ops.cast(ops.reshape(gradient, (math.prod(variable.shape),)), dtype)

@@ -3,16 +3,15 @@
 import functools
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import keras
 import numpy as np
-from keras.src.saving import saving_lib
 
+from revkeras._keras import H5IOStore, save_state, saving_to_disk
 from revkeras.distribute.parameters import whole_on_rank_0
 
 
-class Nowhere(saving_lib.H5IOStore):
+class Nowhere(H5IOStore):
     """A file that keeps nothing: its ranks help to gather what rank 0 writes."""
 
     def __init__(self) -> None:
@@ -41,11 +40,10 @@ def saving_together(model: keras.Model, name: str, strategy: Any) -> Callable:
             )
         strategy.publish_exactly(model)
         if strategy.rank == 0:
-            # Keras would write the weights in memory first, where it takes that to be enough.
-            with mock.patch.object(saving_lib, "is_memory_sufficient", return_value=False):
+            with saving_to_disk():
                 method(model, filepath, *args, **kwargs)
         else:
-            saving_lib._save_state(model, Nowhere(), None, "", set())
+            save_state(model, Nowhere())
         strategy.engine.barrier()
 
     return save

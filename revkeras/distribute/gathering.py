@@ -13,6 +13,7 @@ from typing import Any
 from keras import ops
 
 from revkeras._engine import verbs
+from revkeras._keras import variable_dtype
 from revkeras.distribute.partition import share
 
 
@@ -54,8 +55,8 @@ def scattered(engine: Any, variables: Sequence, gradients: list) -> list:
     """
     slices: list = [None] * len(gradients)
     there = [i for i, g in enumerate(gradients) if g is not None]
-    for dtype in dict.fromkeys(variables[i]._dtype for i in there):
-        chosen = [i for i in there if variables[i]._dtype == dtype]
+    for dtype in dict.fromkeys(variable_dtype(variables[i]) for i in there):
+        chosen = [i for i in there if variable_dtype(variables[i]) == dtype]
         shapes = _shapes(variables, chosen)
         lay = functools.partial(_laid_out, shapes, engine.size, dtype)
         lay = verbs.shared(lay, "lay", dtype, shapes)
@@ -87,7 +88,7 @@ def _gathered_rows(engine: Any, row: Any) -> Any:
 
 
 def _shapes(variables: Sequence, chosen: list[int]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(variables[i]._shape) for i in chosen)
+    return tuple(tuple(variables[i].shape) for i in chosen)
 
 
 def _joined(dtype: str, *parts: Any) -> Any:

@@ -6,6 +6,16 @@ from typing import Any
 import keras
 
 from revkeras._engine import verbs
+from revkeras._keras import (
+    get_stateless_scope,
+    has_training_argument,
+    in_symbolic_scope,
+    inner_layers,
+    is_autocast,
+    own_non_trainable_variables,
+    own_trainable_variables,
+    variable_dtype,
+)
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint, call_checkpointed
 from revkeras.distribute.parameters import Spread, is_sharded, unshard
@@ -16,10 +26,10 @@ def read_in(layers: Iterable[keras.layers.Layer]) -> dict[int, str]:
     found: dict[int, set[str]] = {}
     for layer in layers:
         reads = layer.compute_dtype if layer.autocast else None
-        for v in layer._trainable_variables:
+        for v in own_trainable_variables(layer):
             is_plain = v.regularizer is None and v.constraint is None
-            rounds = reads in ("float16", "bfloat16") and v._autocast and is_plain
-            found.setdefault(id(v), set()).add(reads if rounds else v._dtype)
+            rounds = reads in ("float16", "bfloat16") and is_autocast(v) and is_plain
+            found.setdefault(id(v), set()).add(reads if rounds else variable_dtype(v))
     return {key: dtypes.pop() for key, dtypes in found.items() if len(dtypes) == 1}
 
 
@@ -59,8 +69,8 @@ def arrange(
 def units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
     """The layers that fetch their parameters at once: the outermost that have some themselves."""
     is_container = isinstance(layer, keras.Model)
-    inner = list(layer._layers)
-    owns = bool(layer._trainable_variables or layer._non_trainable_variables)
+    inner = inner_layers(layer)
+    owns = bool(own_trainable_variables(layer) or own_non_trainable_variables(layer))
     repeats = isinstance(layer, (keras.layers.RNN, keras.layers.Wrapper))
     whole = isinstance(layer, (ReversibleSequential, Checkpoint)) or repeats
     if whole or not inner or (owns and not is_container):
@@ -72,11 +82,11 @@ def units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
 
 def _checkpoint(layer: keras.layers.Layer, residence: Spread) -> None:
     """Has the layer fetch its parameters for each call, and once more for the gradient."""
-    call, takes_training = layer.call, layer._call_has_training_arg
+    call, has_training = layer.call, has_training_argument(layer)
 
     def fetching(*args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if _is_given(layer):
-            own = {"training": training} if takes_training else {}
+            own = {"training": training} if has_training else {}
             return call(*args, **own, **kwargs)
         return call_checkpointed(layer, residence, layer, training, args, kwargs)
 
@@ -86,9 +96,9 @@ def _checkpoint(layer: keras.layers.Layer, residence: Spread) -> None:
 
 def _is_given(layer: keras.layers.Layer) -> bool:
     """Whether the layer's values are given by a scope, or nothing is computed at all."""
-    if keras.src.backend.common.symbolic_scope.in_symbolic_scope():
+    if in_symbolic_scope():
         return True
-    scope = keras.src.backend.common.stateless_scope.get_stateless_scope()
+    scope = get_stateless_scope()
     return scope is not None and any(
         scope.get_current_value(v) is not None for v in layer.variables
     )

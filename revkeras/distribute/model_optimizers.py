@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from revkeras._keras import flatten_layers, is_tracking
 from revkeras.distribute import layers
 from revkeras.distribute.optimizer import ZeroOptimizer
 
@@ -12,7 +13,7 @@ from revkeras.distribute.optimizer import ZeroOptimizer
 def in_attributes(model: keras.Model) -> Iterator[tuple[str, keras.optimizers.Optimizer]]:
     """The optimizers in a model's attributes, and in lists and dictionaries there, by name."""
     for name, value in vars(model).items():
-        if name.startswith("_self_"):  # where TensorFlow keeps what it tracks
+        if is_tracking(name):
             continue
         if isinstance(value, (list, tuple, dict)):
             items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -63,4 +64,4 @@ def read_in(strategy: Any, optimizer: ZeroOptimizer) -> dict[int, str]:
             f"model.compile(...)`, received optimizer={optimizer.name!r}, which none of the "
             "models compiled there has in an attribute."
         )
-    return layers.read_in(layer for model in trained for layer in model._flatten_layers())
+    return layers.read_in(layer for model in trained for layer in flatten_layers(model))

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from revkeras._engine import verbs
+from revkeras._keras import compile_config
 from revkeras.distribute import births, membership
 from revkeras.distribute.callbacks import SameData, only_from_rank_0, refuse_unfit
 from revkeras.distribute.dataset import RowsOfRank
@@ -49,7 +50,7 @@ def intercepted(strategy: Any) -> Iterator[None]:
         given.update(jit_compile=False, auto_scale_loss=False)
         compile(*call.args, **call.kwargs)
         if optimizer is not None:  # files are to be read without this package
-            model._compile_config.config["optimizer"] = optimizer.wrapped()
+            compile_config(model).config["optimizer"] = optimizer.wrapped()
         strategy.take_on(model)
 
     @functools.wraps(from_config)

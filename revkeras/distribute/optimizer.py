@@ -10,11 +10,23 @@ import keras
 from keras import ops
 
 from revkeras._engine import verbs
+from revkeras._keras import (
+    batch_counter,
+    check_known,
+    exclude_from_weight_decay,
+    index_of,
+    optimizer_variables,
+    raw,
+    set_path,
+    set_variable_key,
+    variable_dtype,
+    variables_to_update,
+)
 from revkeras.distribute import births, slots
 from revkeras.distribute.clipping import Clipping
 from revkeras.distribute.exchange import Exchange, make_groups
 from revkeras.distribute.optimizer_state import File, OptimizerState, Owned
-from revkeras.distribute.parameters import add_follower, is_sharded, raw, shard_of
+from revkeras.distribute.parameters import add_follower, is_sharded, shard_of
 from revkeras.distribute.partition import own_range
 from revkeras.distribute.state import Held
 
@@ -47,6 +59,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
     def __init__(self, inner: keras.optimizers.Optimizer, strategy: Any):
         check_inner(inner)
         super().__init__(learning_rate=0.0, name=inner.name)
+        set_variable_key(self, id)  # the value of a variable that is sharded would be gathered
         self._hidden = _Hidden(inner)
         self.strategy = strategy
         self._engine = strategy.engine
@@ -84,7 +97,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
     @property
     def batches(self) -> int:
         """How many batches it has taken; `iterations` counts accumulated ones as one."""
-        return int(self._hidden.core._iterations)
+        return int(batch_counter(self._hidden.core))
 
     def scale_loss(self, loss: Any) -> Any:
         return self._hidden.inner.scale_loss(loss)
@@ -117,7 +130,9 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             self._whole = type(core) not in ELEMENTWISE
             with verbs.place(self._offload):
                 self._make_pieces(variables, dtypes)
-                _exclude_pieces(core, variables, self._hidden.pieces)
+                pieces = self._hidden.pieces
+                pairs = [(raw(v), pieces[i]) for i, v in enumerate(variables) if i in pieces]
+                exclude_from_weight_decay(core, pairs)
                 found = slots.build(inner, core, [*self._hidden.pieces.values()])
         positions = list(self._hidden.pieces)
         found = [dataclasses.replace(slot, owner=positions[slot.owner]) for slot in found]
@@ -129,9 +144,6 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         self._clipping = Clipping(self._engine, core, len(variables))
         if self._engine.size > 1 and self._hidden.scales:
             inner.check_finite = _on_all_ranks(inner.check_finite, self._engine)
-
-    def _var_key(self, variable: Any) -> Any:
-        return id(variable)  # the value of a variable that is sharded would be gathered
 
     def _make_pieces(self, variables: list, dtypes: dict[int, str]) -> None:
         """What this rank updates, as Keras variables, by their variables' positions.
@@ -157,7 +169,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             if i in segments:
                 piece = self._master(v, value, *hidden.ranges[i])
                 if is_sharded(v):
-                    add_follower(v, piece, dtypes.get(id(v), v._dtype))
+                    add_follower(v, piece, dtypes.get(id(v), variable_dtype(v)))
                 hidden.pieces[i] = masters[i] = piece
         self._n = len(hidden.pieces)
         # So that no rank is without a piece: all take the same steps.
@@ -165,17 +177,17 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         hidden.exchange = Exchange(engine, variables, groups, masters)
 
     def _master(self, variable: Any, value: Any, start: int, stop: int) -> keras.Variable:
-        dtype = "float64" if variable._dtype == "float64" else "float32"
+        dtype = "float64" if variable_dtype(variable) == "float64" else "float32"
         values = ops.cast(ops.reshape(value, (-1,))[start:stop], dtype)
         if self._whole:
-            values = ops.reshape(values, tuple(variable._shape))
+            values = ops.reshape(values, tuple(variable.shape))
         piece = keras.Variable(values, dtype=dtype, name=variable.name)
-        piece._path = variable.path
+        set_path(piece, variable.path)
         return piece
 
     def _range(self, i: int) -> tuple[int, int]:
         """The range of a variable that this rank's piece is."""
-        size = math.prod(self._trainable_variables[i]._shape)
+        size = math.prod(variables_to_update(self)[i].shape)
         return self._hidden.ranges.get(i, own_range(size, self._engine.size, self._engine.rank))
 
     # Its state, as if it were whole.
@@ -216,20 +228,20 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         """What stands for it in files; before it is built, it has nothing of pieces."""
         if not self.built:
             return self._hidden.inner
-        before = self._hidden.inner._variables if self._hidden.scales else []
+        before = optimizer_variables(self._hidden.inner) if self._hidden.scales else []
         return File(self._hidden.state, list(before))
 
     # A step.
 
     def apply(self, grads: Sequence, trainable_variables: Sequence | None = None) -> None:
         if trainable_variables is None:
-            trainable_variables = self._trainable_variables
+            trainable_variables = variables_to_update(self)
         variables = list(trainable_variables)
         if not self.built:
             self.build(variables)
-        self._check_variables_are_known(variables)
+        check_known(self, variables)
         pairs = zip(grads, variables, strict=True)
-        found = {self._get_variable_index(v): g for g, v in pairs if g is not None}
+        found = {index_of(self, v): g for g, v in pairs if g is not None}
         if not found:
             raise ValueError("No gradients provided for any variable.")
         if self._engine.size == 1:
@@ -242,9 +254,9 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         pieces, ranges = self._hidden.pieces, self._hidden.ranges
         mine |= {i: g for i, g in found.items() if i in pieces and i not in ranges}
         mine = {i: mine[i] for i in sorted(mine)}
-        self._update(mine | {len(self._trainable_variables): ops.zeros((1,), "float32")})
+        self._update(mine | {len(variables_to_update(self)): ops.zeros((1,), "float32")})
         self._hidden.exchange.publish()
-        self._constrain([i for i in found if self._trainable_variables[i].constraint])
+        self._constrain([i for i in found if variables_to_update(self)[i].constraint])
 
     def _update(self, mine: dict[int, Any]) -> None:
         """Updates this rank's pieces, which the gradients are of."""
@@ -255,7 +267,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
     def _constrain(self, positions: list[int]) -> None:
         """Applies constraints, which may be of whole variables, where those are whole."""
         for i in positions:
-            variable = self._trainable_variables[i]
+            variable = variables_to_update(self)[i]
             value = variable.constraint(variable.value)
             variable.assign(value)
             if i in self._hidden.ranges:
@@ -321,18 +333,6 @@ def _on_all_ranks(check_finite: Any, engine: Any) -> Any:
         return ops.cast(engine.all_reduce(finite, op="min"), "bool")
 
     return agreed
-
-
-def _exclude_pieces(core: Any, variables: list, owned: dict[int, Any]) -> None:
-    """Pieces of variables that are excluded from weight decay are excluded too."""
-    excluded = getattr(core, "_exclude_from_weight_decay", None)
-    if excluded:
-        keys = {
-            core._var_key(owned[i])
-            for i, v in enumerate(variables)
-            if i in owned and core._var_key(raw(v)) in excluded
-        }
-        core._exclude_from_weight_decay = excluded | keys
 
 
 def check_inner(optimizer: Any) -> None:

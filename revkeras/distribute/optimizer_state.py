@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.src.saving.keras_saveable import KerasSaveable
 
+from revkeras._keras import SavedOptimizer, variable_dtype
 from revkeras.distribute import slots
 from revkeras.distribute.places import numbered
 from revkeras.distribute.state import Held, put
@@ -96,8 +96,8 @@ class OptimizerState:
         everything, found = slots.described(
             self._optimizer,
             [v.path for v in self._variables],
-            [tuple(v._shape) for v in self._variables],
-            [v._dtype for v in self._variables],
+            [tuple(v.shape) for v in self._variables],
+            [variable_dtype(v) for v in self._variables],
         )
         by_variable = {id(slot.variable): slot for slot in found}
         others = list(self._others)
@@ -125,11 +125,11 @@ class OptimizerState:
         """The shape of the whole slot, and the range of it that this rank has."""
         own = self.owned[slot.owner]
         if tuple(slot.shape) == tuple(own.piece.shape):
-            return tuple(own.variable._shape), own.start, own.stop
+            return tuple(own.variable.shape), own.start, own.stop
         return tuple(slot.shape), 0, math.prod(slot.shape)
 
 
-class File(KerasSaveable):
+class File(SavedOptimizer):
     """The part of an ordinary file that holds an optimizer's state.
 
     Args:
@@ -151,6 +151,3 @@ class File(KerasSaveable):
         for key, v in enumerate(before):
             v.assign(store[str(key)])
         state.load([str(n) for n in range(len(before), len(store.keys()))], store)
-
-    def _obj_type(self) -> str:
-        return "Optimizer"

@@ -10,11 +10,21 @@ import keras
 from keras import ops
 
 from revkeras._engine import verbs
+from revkeras._keras import (
+    TakingVariable,
+    autocast,
+    get_stateless_scope,
+    in_symbolic_scope,
+    raw,
+    set_path,
+    set_raw,
+    variable_dtype,
+)
 from revkeras.distribute.gathering import gathered, scattered
 from revkeras.distribute.partition import own_range, share
 
 
-class ShardedVariable(keras.Variable):
+class ShardedVariable(TakingVariable):
     """A Keras variable whose value is spread over the ranks.
 
     It looks whole: `value` and `numpy()` gather it, `assign` keeps this rank's slice
@@ -23,25 +33,29 @@ class ShardedVariable(keras.Variable):
     Made by `shard`, of a variable that exists; it is the same object then.
     """
 
+    _engine: Any
+    _shard: keras.Variable
+    _followers: list
+
     @property
     def value(self) -> Any:
-        scope = keras.src.backend.common.stateless_scope.get_stateless_scope()
+        scope = get_stateless_scope()
         given = scope and scope.get_current_value(self)
         if given is not None:
-            return self._maybe_autocast(given)
-        if keras.src.backend.common.symbolic_scope.in_symbolic_scope():
-            return self._maybe_autocast(ops.zeros(self._shape, self._dtype))
-        wire = str(self._maybe_autocast(ops.zeros((), self._dtype)).dtype.name)
+            return autocast(self, given)
+        if in_symbolic_scope():
+            return autocast(self, ops.zeros(tuple(self.shape), variable_dtype(self)))
+        wire = str(autocast(self, ops.zeros((), variable_dtype(self))).dtype.name)
         (whole,) = gathered(self._engine, [self], [self._shard.value], [wire])
         return whole
 
     @property
     def handle(self) -> Any:
-        return self._value.handle  # for tapes
+        return raw(self).handle  # for tapes
 
-    def _direct_assign(self, value: Any) -> None:
-        value = ops.cast(value, self._dtype)
-        self._shard.assign(_own_slice(self._engine, self._shape, value))
+    def take(self, value: Any) -> None:
+        value = ops.cast(value, variable_dtype(self))
+        self._shard.assign(_own_slice(self._engine, self.shape, value))
         for follower, wire in self._followers:
             if (master := follower()) is not None:
                 follow(master, value, wire)
@@ -75,14 +89,9 @@ def add_follower(variable: ShardedVariable, master: keras.Variable, wire: str) -
 
 def follow(master: keras.Variable, now: Any, wire: str) -> None:
     """Has a master take its variable's value, except where that is the master's own, rounded."""
-    now = ops.cast(now, master._dtype)
-    published = ops.cast(ops.cast(master.value, wire), master._dtype)
+    now = ops.cast(now, variable_dtype(master))
+    published = ops.cast(ops.cast(master.value, wire), variable_dtype(master))
     master.assign(ops.where(ops.equal(now, published), master.value, now))
-
-
-def raw(variable: Any) -> Any:
-    """What a Keras variable keeps its value in on this rank; no rank needs to be asked."""
-    return variable._value
 
 
 def shard(variable: keras.Variable, engine: Any, initialize: Any, value: Any = None) -> None:
@@ -96,8 +105,8 @@ def shard(variable: keras.Variable, engine: Any, initialize: Any, value: Any = N
         value: The whole value; `None` for what the variable has.
     """
     whole = variable.value if value is None else value
-    variable._value = None
-    initialize(variable, _own_slice(engine, variable._shape, whole))
+    set_raw(variable, None)
+    initialize(variable, _own_slice(engine, variable.shape, whole))
     variable._engine = engine
     variable._shard = _view(variable)
     variable._followers = []
@@ -108,7 +117,7 @@ def unshard(variable: ShardedVariable, initialize: Any) -> None:
     """Gives every rank the whole value again."""
     whole = variable.value
     variable.__class__ = keras.Variable
-    variable._value = None
+    set_raw(variable, None)
     del variable._shard, variable._engine, variable._followers
     initialize(variable, whole)
 
@@ -118,16 +127,18 @@ def whole_on_rank_0(variables: Sequence, initialize: Any) -> Iterator[None]:
     """Within it, rank 0 holds the variables' whole values; entered by all ranks together."""
     lent = []
     for v in filter(is_sharded, variables):
-        whole, own = v.value, v._value  # gathered by all ranks
+        whole, own = v.value, raw(v)  # gathered by all ranks
         if v._engine.rank == 0:
             lent.append((v, own))
-            v.__class__, v._value = keras.Variable, None
+            v.__class__ = keras.Variable
+            set_raw(v, None)
             initialize(v, whole)
     try:
         yield
     finally:
         for v, own in lent:
-            v.__class__, v._value = ShardedVariable, own
+            v.__class__ = ShardedVariable
+            set_raw(v, own)
 
 
 def spread_out(engine: Any, variable: ShardedVariable, part: Any) -> Any:
@@ -167,7 +178,7 @@ class Spread:
             return values
         shards = verbs.after(gate, [values[i] for i in chosen])
         owners = [owners[i] for i in chosen]
-        wires = [self.read_in.get(id(owner), owner._dtype) for owner in owners]
+        wires = [self.read_in.get(id(owner), variable_dtype(owner)) for owner in owners]
         for i, whole in zip(chosen, gathered(self._engine, owners, shards, wires)):
             values[i] = whole
         return values
@@ -192,11 +203,14 @@ def _own_slice(engine: Any, shape: tuple, value: Any) -> Any:
 
 def _view(variable: keras.Variable) -> keras.Variable:
     view = keras.Variable(
-        variable._value, dtype=variable._dtype, trainable=variable.trainable, name=variable.name
+        raw(variable),
+        dtype=variable_dtype(variable),
+        trainable=variable.trainable,
+        name=variable.name,
     )
-    view._path = variable.path
+    set_path(view, variable.path)
     return view
 
 
 def _size(variable: Any) -> int:
-    return math.prod(variable._shape)
+    return math.prod(variable.shape)

@@ -10,6 +10,13 @@ from typing import Any
 
 import keras
 
+from revkeras._keras import (
+    inner_layers,
+    own_non_trainable_variables,
+    own_seed_generators,
+    own_trainable_variables,
+)
+
 _NUMBER = re.compile(r"_\d+(?=_|$)")
 
 
@@ -34,9 +41,9 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 
 def _collect(layer: keras.layers.Layer, prefix: str, found: dict, seen: set[int]) -> None:
-    seeds = [generator.state for generator in layer._seed_generators]
-    own = [*layer._trainable_variables, *layer._non_trainable_variables, *seeds]
-    inner = list(layer._layers)
+    seeds = [generator.state for generator in own_seed_generators(layer)]
+    own = [*own_trainable_variables(layer), *own_non_trainable_variables(layer), *seeds]
+    inner = inner_layers(layer)
     names = numbered([*(v.name for v in own), *(child.name for child in inner)])
     for item, name in zip([*own, *inner], names, strict=True):
         if id(item) in seen:

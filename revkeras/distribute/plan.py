@@ -8,6 +8,7 @@ import keras
 import ml_dtypes  # noqa: F401  makes NumPy know "bfloat16"
 import numpy as np
 
+from revkeras._keras import flatten_layers, learning_rate_variable, variable_dtype
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
 from revkeras.distribute import layers
@@ -242,7 +243,7 @@ def _largest_bucket(units: Sequence[Unit], bucket_bytes: int, deals_whole: bool)
 def _units_of(
     model: keras.Model, optimizer: keras.optimizers.Optimizer, shard_bytes: int
 ) -> Iterator[Unit]:
-    reads = layers.read_in(model._flatten_layers())
+    reads = layers.read_in(flatten_layers(model))
     seen: set[int] = set()
     for layer in layers.units(model):
         is_stack = isinstance(layer, ReversibleSequential)
@@ -289,12 +290,12 @@ def _slot_bytes(
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     copy = type(inner).from_config(inner.get_config())
     copy.build([keras.Variable("zeros", shape=shape, dtype="float32", name=name.replace("/", "_"))])
-    shared = (copy.iterations, copy._learning_rate)
+    shared = (copy.iterations, learning_rate_variable(copy))
     return sum(_bytes(v) for v in copy.variables if not any(v is s for s in shared))
 
 
 def _bytes(variable: keras.Variable) -> int:
-    return math.prod(variable.shape) * _itemsize(variable._dtype)
+    return math.prod(variable.shape) * _itemsize(variable_dtype(variable))
 
 
 def _itemsize(dtype: str) -> int:

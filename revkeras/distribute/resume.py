@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from revkeras._keras import build_metrics, set_initial_epoch
 from revkeras.distribute import checkpoint
 from revkeras.distribute.building import has_call
 from revkeras.distribute.model_optimizers import optimizers
@@ -132,7 +133,7 @@ class SaveAndResume(keras.callbacks.Callback):
         self._end_resuming()
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        self.model._initial_epoch = None
+        set_initial_epoch(self.model, None)
         self.model.train_function = self._train
         if self._step > self._saved:
             self._save()
@@ -143,27 +144,27 @@ class SaveAndResume(keras.callbacks.Callback):
 
     def _place(self) -> tuple[dict | None, dict]:
         position = {"epoch": self._epoch, "batch": max(self._batch, self._passed_over)}
-        if self._metrics is not None:  # not restored yet
-            return position, self._metrics
+        if self._metric_values is not None:  # not restored yet
+            return position, self._metric_values
         metrics = {name: v.numpy() for name, v in _metric_variables(self.model).items()}
         return position, {**metrics, "random": self._at_epoch}
 
     def _resume(self, found: checkpoint.Checkpoint) -> None:
         self._epoch, self._passed_over = found.position["epoch"], found.position["batch"]
         if found.size == self._strategy.size:
-            self._metrics = found.local(self._strategy.rank)
-            self._random = self._metrics.get("random")
+            self._metric_values = found.local(self._strategy.rank)
+            self._random = self._metric_values.get("random")
         for dataset in self._strategy.datasets:
             for _ in range(self._epoch):
                 dataset.on_epoch_begin()
                 dataset.on_epoch_end()
-        self.model._initial_epoch = self._epoch
+        set_initial_epoch(self.model, self._epoch)
         self._resumes = True
 
     def _end_resuming(self) -> None:
         self._resumes, self._passed_over = False, 0
         self._iterator: Any = None
-        self._metrics: dict | None = None
+        self._metric_values: dict | None = None
 
     def _run(self, iterator: Any) -> dict:
         """Trains on the next batches; the resumed epoch's first are read, and no more."""
@@ -181,20 +182,20 @@ class SaveAndResume(keras.callbacks.Callback):
                 self._restore_metrics(batch)
                 return self.model.get_metrics_result()
         logs = self._train(iterator)
-        self._metrics = None
+        self._metric_values = None
         self._step += steps
         self._batch += steps
         return logs
 
     def _restore_metrics(self, batch: Any) -> None:
         """Metrics are made at their first batch, and are then what they were."""
-        if self._metrics is not None:
+        if self._metric_values is not None:
             if has_call(self.model):
-                self.model._symbolic_build(data_batch=batch)
+                build_metrics(self.model, batch)
             for name, v in _metric_variables(self.model).items():
-                if name in self._metrics:
-                    v.assign(self._metrics[name])
-            self._metrics = None
+                if name in self._metric_values:
+                    v.assign(self._metric_values[name])
+            self._metric_values = None
 
 
 def _check_keep(keep: Any) -> None:

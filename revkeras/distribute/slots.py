@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from revkeras._keras import set_path, set_shape, set_variable_key, track_variable
 from revkeras.distribute import births
 
 
@@ -55,16 +56,17 @@ def _described(
 
     def stand_in(shape: Any, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
         variable = keras.Variable(0.0, dtype="float32", trainable=False, name=name)
-        clone._track_variable(variable)
+        track_variable(clone, variable)
         return variable
 
     references = []
     for path, shape, dtype in zip(paths, shapes, dtypes, strict=True):
         reference = keras.Variable(0.0, dtype=dtype, name=path.split("/")[-1])
-        reference._path, reference._shape = path, tuple(shape)
+        set_path(reference, path)
+        set_shape(reference, tuple(shape))
         references.append(reference)
     clone.assign = lambda variable, value: None
-    clone._var_key = id
+    set_variable_key(clone, id)
     return clone, _watched_build(clone, clone, references, stand_in)
 
 

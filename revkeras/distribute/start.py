@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from revkeras._engine import verbs, walk
+from revkeras._keras import flatten_layers, has_training_argument
 from revkeras._stack.memory_modes import running
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ def start_together(model: keras.Model, x: Any, engine: Any) -> None:
     Raises:
         ValueError: if the model cannot be called.
     """
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, ActNorm)]
+    layers = [layer for layer in flatten_layers(model) if isinstance(layer, ActNorm)]
     with verbs.eager_scope():
         if all(bool(layer.started.value) for layer in layers):
             return
@@ -48,7 +49,7 @@ def start_together(model: keras.Model, x: Any, engine: Any) -> None:
     def start() -> list:
         scope = keras.StatelessScope(list(zip(state, found)), collect_losses=True)
         with scope, _averaged(layers, engine), _called_plainly(model):
-            if model._call_has_training_arg:
+            if has_training_argument(model):
                 model(x, training=True)
             else:
                 model(x)
@@ -73,7 +74,7 @@ def _averaged(layers: list[ActNorm], engine: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def _called_plainly(model: keras.Model) -> Iterator[None]:
     """Within it, layers that would replay others call them as any Keras layer does."""
-    layers = model._flatten_layers()
+    layers = flatten_layers(model)
     stacks = [layer for layer in layers if isinstance(layer, ReversibleSequential)]
     checkpoints = [layer for layer in layers if isinstance(layer, Checkpoint)]
     for checkpoint in checkpoints:

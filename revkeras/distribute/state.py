@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from revkeras._keras import variable_dtype
 from revkeras.distribute.partition import StatePiece
 
 ReadRange = Callable[[str, int, int], np.ndarray]
@@ -40,7 +41,7 @@ class Held:
             values = np.reshape(keras.ops.convert_to_numpy(self.variable.value), (-1,))
             return values[: stop - start]
 
-        return StatePiece(self.name, self.shape, self.variable._dtype, start, stop, read)
+        return StatePiece(self.name, self.shape, variable_dtype(self.variable), start, stop, read)
 
     def restore(self, read_range: ReadRange) -> None:
         """Takes this rank's part from a checkpoint."""
@@ -52,5 +53,5 @@ class Held:
 
 def put(variable: keras.Variable, values: np.ndarray) -> None:
     """Assigns 1-D values to a variable of any shape; padding behind them stays zero."""
-    size = math.prod(variable._shape)
-    variable.assign(np.reshape(np.pad(values, (0, size - len(values))), tuple(variable._shape)))
+    size = math.prod(variable.shape)
+    variable.assign(np.reshape(np.pad(values, (0, size - len(values))), tuple(variable.shape)))

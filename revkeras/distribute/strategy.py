@@ -12,6 +12,13 @@ from keras import ops
 
 import revkeras
 from revkeras._engine import verbs
+from revkeras._keras import (
+    compute_output_spec,
+    flatten_layers,
+    initializer_of_variables,
+    own_non_trainable_variables,
+    variable_dtype,
+)
 from revkeras._stack.stateless import spec_of
 from revkeras.distribute import (
     births,
@@ -143,7 +150,7 @@ class ZeroStrategy:
         self.place: resume.Place = lambda: (None, {})  # in `fit`, as far as it is known
         self._prepared: list[keras.Model] = []
         self._new: list[keras.Variable] = []
-        self._initialize = keras.Variable._initialize
+        self._initializer = initializer_of_variables()
 
     @property
     def rank(self) -> int:
@@ -276,13 +283,15 @@ class ZeroStrategy:
                     "keras.Input, or call `build(input_shape)` of each in strategy.scope()."
                 )
             with self.scope():
-                keras.src.backend.compute_output_spec(model, spec_of(x), training=False)
+                compute_output_spec(model, spec_of(x), training=False)
         self._prepare(model)
 
     def _prepare(self, model: keras.Model) -> None:
         if not self._is_prepared(model):
             self._prepared.append(model)
-        foreign = [v.path for v in model.variables if getattr(v, "_strategy", None) is not self]
+        foreign = [
+            v.path for v in model.variables if getattr(v, "_revkeras_strategy", None) is not self
+        ]
         if foreign:
             raise ValueError(
                 "A model is trained by a strategy in whose scope it was not built, so the workers "
@@ -294,8 +303,8 @@ class ZeroStrategy:
         trainable = len(model.trainable_variables)
         membership.agree({"the number of the model's trainable variables": trainable})
         if self.stage == 3:
-            dtypes = layers.read_in(model._flatten_layers())
-            layers.arrange(model, self.engine, dtypes, self.shard_bytes, self._initialize)
+            dtypes = layers.read_in(flatten_layers(model))
+            layers.arrange(model, self.engine, dtypes, self.shard_bytes, self._initializer)
 
     def read_in(self, optimizer: ZeroOptimizer) -> dict[int, str]:
         """In which 16-bit dtypes an optimizer's models read their variables."""
@@ -404,9 +413,9 @@ class ZeroStrategy:
         """Averages what training steps update beside parameters, such as batch-norm statistics."""
         updated = {
             id(v): v
-            for layer in model._flatten_layers()
-            for v in layer._non_trainable_variables
-            if keras.backend.is_float_dtype(v._dtype)
+            for layer in flatten_layers(model)
+            for v in own_non_trainable_variables(layer)
+            if keras.backend.is_float_dtype(variable_dtype(v))
         }
         values = verbs.snapshot([*updated.values()])
         means = over_ranks(values, ["mean"] * len(values), self.engine)
@@ -415,8 +424,8 @@ class ZeroStrategy:
 
     def _born(self, variable: keras.Variable, value: Any, initialize: births.Initialize) -> None:
         """Gives a variable that is made under the scope its value."""
-        variable._strategy = self
-        self._initialize = initialize
+        variable._revkeras_strategy = self
+        self._initializer = initialize
         if self.stage < 3 or self.size == 1 or not _can_be_sharded(variable, value):
             initialize(variable, value)
             self._new.append(variable)
@@ -434,20 +443,20 @@ class ZeroStrategy:
         for v in new:
             v.assign(self.engine.broadcast(v.value))
             if v.name == "seed_generator_state":
-                v.assign(v.value + ops.cast([_SEED_STEP * self.rank % 2**31, 0], v._dtype))
+                v.assign(v.value + ops.cast([_SEED_STEP * self.rank % 2**31, 0], variable_dtype(v)))
 
 
 _SEED_STEP = 1_000_003
 
 
 def _description(variable: keras.Variable) -> str:
-    return f"{variable.name} {tuple(variable._shape)} {variable._dtype}"
+    return f"{variable.name} {tuple(variable.shape)} {variable_dtype(variable)}"
 
 
 def _can_be_sharded(variable: keras.Variable, value: Any) -> bool:
     return (
         callable(value)
         and variable.trainable
-        and keras.backend.is_float_dtype(variable._dtype)
-        and len(variable._shape) > 0
+        and keras.backend.is_float_dtype(variable_dtype(variable))
+        and len(variable.shape) > 0
     )

@@ -112,7 +112,7 @@ def _check_built(model: keras.Model) -> None:
 def _held(
     strategy: Any, name: str, v: Any, own: Any, has_masters: bool, written: bool
 ) -> Iterator[Held]:
-    shape = tuple(v._shape)
+    shape = tuple(v.shape)
     if is_sharded(v):
         place = own_range(math.prod(shape), strategy.size, strategy.rank)
         yield Held(name, shape, shard_of(v), *place)

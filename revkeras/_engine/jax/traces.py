@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from revkeras._engine.jax._borrowed import trace_state_clean
+from revkeras._keras import raw
 
 # Keras compiles a training step as one program. Outside of one it would run op by op.
 joins_compile = True
@@ -40,7 +41,7 @@ def read_late(read: Callable[[list], list]) -> Callable[[list], list]:
 
 def are_initialized(variables: Sequence) -> bool:
     """Whether all variables have values; those made in a stateless scope get them later."""
-    return all(v._value is not None for v in variables)
+    return all(raw(v) is not None for v in variables)
 
 
 def compiles_by_default() -> bool:

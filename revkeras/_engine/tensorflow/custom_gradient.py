@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import record
 
+from revkeras._engine.tensorflow._private import record
 from revkeras._engine.tensorflow.graph import copy_with_gradient, detached, kept_by_graph
 from revkeras._engine.tensorflow.keeping import Keeping
 from revkeras._engine.tensorflow.replayable import refuse_untracked

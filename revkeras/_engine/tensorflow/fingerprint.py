@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from revkeras._engine.tensorflow._private import COLOCATION, CUSTOM_GRADIENT
 from revkeras._engine.tensorflow.tracing import trace
 
 
@@ -74,9 +75,9 @@ class _Reader:
 
     def attribute(self, key: str, value: Any, names: dict[str, str]) -> None:
         kind = value.WhichOneof("value")
-        if key == "_class":  # where operations are to stand together
+        if key == COLOCATION:  # where operations are to stand together
             value.list.s[:] = [self.location(s, names) for s in value.list.s]
-        elif key == "_gradient_op_type":
+        elif key == CUSTOM_GRADIENT:
             known = self.custom_gradients
             value.s = known.setdefault(value.s, b"gradient %d" % len(known))
         elif kind == "func":

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import record
-from tensorflow.python.framework.config import is_op_determinism_enabled
-from tensorflow.python.ops.gradients_util import (
-    POSSIBLE_GRADIENT_TYPES_NONE,
-    PossibleTapeGradientTypes,
-)
 
+from revkeras._engine.tensorflow._private import (
+    NOT_INLINED,
+    is_op_determinism_enabled,
+    may_be_differentiated,
+    record,
+    set_attribute,
+    take_gradient,
+)
 from revkeras._engine.tensorflow.tracing import tensors_of
 from revkeras.debugging import checks_enabled
 
@@ -98,7 +100,7 @@ def one_piece(function: Callable, as_written: bool = False) -> Callable:
 
 
 def _one_operation(function: Callable, as_written: bool) -> Callable:
-    function = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+    function = tf.function(function, autograph=False, experimental_attributes=NOT_INLINED)
     if not as_written:
         return repeated(function)
 
@@ -121,7 +123,7 @@ def repeated(function: Callable) -> Callable:
     def call(*args: Any) -> Any:
         flat = tf.nest.flatten(args)
         given = [x for x in flat if x is not None]
-        if PossibleTapeGradientTypes(given) != POSSIBLE_GRADIENT_TYPES_NONE:
+        if may_be_differentiated(given):
             return function(*args)
         graph = tf.compat.v1.get_default_graph()
         key = id(graph), *specs(flat)
@@ -150,7 +152,7 @@ def copy_of(operation: tf.Operation, tensors: list) -> list[tf.Tensor]:
         [y.dtype for y in operation.outputs],
         attrs=dict(operation.node_def.attr),
     )
-    copy._gradient_function = operation._gradient_function  # not among the attributes
+    take_gradient(copy, operation)
     for y, like in zip(copy.outputs, operation.outputs, strict=True):
         y.set_shape(like.shape)
     return copy.outputs
@@ -183,7 +185,7 @@ def _keep_arithmetic_as_written(call: tf.Operation) -> None:
     options = config.graph_options.rewrite_options
     options.arithmetic_optimization = options.constant_folding = options.OFF
     value = tf.compat.v1.AttrValue(s=config.SerializeToString(deterministic=True))
-    call._set_attr("config_proto", value)
+    set_attribute(call, "config_proto", value)
 
 
 def after(gate: Any, values: Any) -> Any:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import record
+
+from revkeras._engine.tensorflow._private import record
 
 
 @dataclasses.dataclass(frozen=True)

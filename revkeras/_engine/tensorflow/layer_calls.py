@@ -7,6 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from revkeras._engine.tensorflow._private import FuncGraph
+from revkeras._keras import call_signature
+
 # Operations that hand a tensor on as it is.
 _PASSING = {"Identity", "IdentityN", "Cast", "EnsureShape", "StopGradient"}
 _ADDING = {"Add", "AddV2", "AddN"}
@@ -58,7 +61,7 @@ def layer_calls(
         arguments: A list of structures of `KerasTensor`s.
         layers: The layers to look at.
     """
-    graph, found = tf.__internal__.FuncGraph("layer_calls"), []
+    graph, found = FuncGraph("layer_calls"), []
     with graph.as_default(), keras.StatelessScope(), _Recording(layers, graph, found):
         placeholders = keras.tree.map_structure(
             lambda x: tf.compat.v1.placeholder(x.dtype, x.shape), arguments
@@ -72,27 +75,25 @@ def layer_calls(
 
 def is_same_tensor(a: tf.Tensor, b: tf.Tensor) -> bool:
     """Whether two tensors are the same but for casts, which each layer makes for itself."""
-    if isinstance(a, tf.__internal__.EagerTensor) and isinstance(b, tf.__internal__.EagerTensor):
+    if not (tf.is_symbolic_tensor(a) or tf.is_symbolic_tensor(b)):
         return a.dtype == b.dtype and a.shape == b.shape and bool(tf.reduce_all(a == b))
     return _uncast(a) is _uncast(b)
 
 
 def is_read(x: tf.Tensor) -> bool:
     """Whether an operation reads the values of a graph's tensor; of others nobody knows."""
-    if isinstance(x, tf.__internal__.EagerTensor):
-        return False
-    return any(op.type not in _MEASURING for op in x.consumers())
+    return tf.is_symbolic_tensor(x) and any(op.type not in _MEASURING for op in x.consumers())
 
 
 def _uncast(x: Any) -> Any:
-    while not isinstance(x, tf.__internal__.EagerTensor) and x.op.type == "Cast":
+    while tf.is_symbolic_tensor(x) and x.op.type == "Cast":
         x = x.op.inputs[0]
     return x
 
 
 def _key(x: Any) -> Any:
     # Not the object's identity: those of an operation's tensors need not last.
-    return id(x) if isinstance(x, tf.__internal__.EagerTensor) else x.name
+    return x.name if tf.is_symbolic_tensor(x) else id(x)
 
 
 class _Recording:
@@ -118,7 +119,7 @@ class _Recording:
             start = len(self.graph.get_operations())
             outputs = call(*args, **kwargs)
             stop = len(self.graph.get_operations())
-            bound = layer._call_signature.bind(*args, **kwargs).arguments
+            bound = call_signature(layer).bind(*args, **kwargs).arguments
             self.found.append((layer, bound, outputs, start, stop))
             return outputs
 

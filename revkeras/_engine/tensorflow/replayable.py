@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry
+
+from revkeras._engine.tensorflow._private import is_stateful
 
 
 def refuse_untracked(variables: Sequence[tf.Variable]) -> None:
@@ -86,8 +87,8 @@ def refuse_unreplayable(name: str, operations: Iterable[str]) -> None:
 
 
 def _is_unrepeatable(operation: str) -> bool:
-    definition = op_def_registry.get(operation)  # none of a function's name
-    is_stateful = definition is not None and definition.is_stateful
     return operation in _UNREPEATABLE or (
-        is_stateful and operation not in _REPEATABLE and not operation.startswith("TensorArray")
+        is_stateful(operation)
+        and operation not in _REPEATABLE
+        and not operation.startswith("TensorArray")
     )

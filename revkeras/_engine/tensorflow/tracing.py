@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from revkeras._engine.tensorflow._private import FuncGraph
+
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
@@ -30,7 +32,7 @@ class Trace:
 
 def trace(function: Callable, arguments: Any) -> Trace:
     """Traces `function(*arguments)`, for tensors of the arguments' shapes and dtypes."""
-    graph = tf.__internal__.FuncGraph("trace")
+    graph = FuncGraph("trace")
     with graph.as_default():
         placeholders = tf.nest.map_structure(
             lambda x: None if x is None else tf.compat.v1.placeholder(x.dtype, x.shape), arguments

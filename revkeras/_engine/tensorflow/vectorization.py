@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops.parallel_for import pfor
 
 from revkeras._engine.carry import Carry
+from revkeras._engine.tensorflow._private import same_in_all_rounds, vectorize_by, vectorized
 from revkeras._engine.tensorflow.graph import copy_of, made_by
 from revkeras._engine.tensorflow.tracing import tensors_of
 
@@ -28,7 +28,7 @@ def rebuilding_once(backward: Callable) -> Callable:
             varies = [varies for part, varies in parts for _ in tensors_of(part)]
             rebuilt = [x.value_index for x in tensors_of(results[0])]
             # TensorFlow calls this where an operation has it, instead of its own converter.
-            made_by(results).pfor_converter = functools.partial(_vectorized, varies, rebuilt)
+            vectorize_by(made_by(results), functools.partial(_vectorized, varies, rebuilt))
         return results
 
     return call
@@ -42,7 +42,7 @@ def _vectorized(varies: list[bool], rebuilt: list[int], operation: Any) -> list:
         rebuilt: Their positions among the operation's outputs.
         operation: The operation and its inputs, as TensorFlow gives them to a converter.
     """
-    outputs = list(pfor._pfor_converter_registry[operation.op_type](operation))
+    outputs = vectorized(operation)
     captured = [False] * (operation.num_inputs - len(varies))
     given = list(zip(operation.inputs, [*varies, *captured], strict=True))
     if any(x.is_stacked and not varies for x, varies in given):
@@ -51,7 +51,7 @@ def _vectorized(varies: list[bool], rebuilt: list[int], operation: Any) -> list:
     once = tf.function(functools.partial(copy_of, operation.op), autograph=False)
     once = once([_of_one_round(x) for x, _ in given])
     for i in rebuilt:
-        outputs[i] = pfor.wrap(once[i], False)
+        outputs[i] = same_in_all_rounds(once[i])
     return outputs
 
 

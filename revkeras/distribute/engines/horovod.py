@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable
 
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry
 
+from revkeras._engine.tensorflow._private import is_stateful
 from revkeras.distribute import meeting, membership
 from revkeras.distribute.cluster import Cluster
 from revkeras.distribute.engines.collectives import Collectives
@@ -43,7 +43,7 @@ class HorovodEngine(Collectives):
                 "Invalid value for argument `engine`: 'horovod' needs Horovod, which cannot be "
                 f"imported: {_missing}. `scripts/build_horovod.sh PYTHON` builds and installs it."
             )
-        if not op_def_registry.get("HorovodAllreduce").is_stateful:
+        if not is_stateful("HorovodAllreduce"):
             raise ImportError(
                 "Invalid value for argument `engine`: 'horovod' needs a Horovod whose operations "
                 "are stateful: TensorFlow takes others for pure functions, leaves some of them out "

@@ -3,11 +3,8 @@
 from collections.abc import Callable
 
 import tensorflow as tf
-from tensorflow.core.protobuf import tensorflow_server_pb2
-from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
-from tensorflow.python.eager import context
-from tensorflow.python.ops import gen_collective_ops
 
+from revkeras._engine.tensorflow._private import runtime, runtime_has_started
 from revkeras.distribute import membership
 from revkeras.distribute.cluster import Cluster
 from revkeras.distribute.engines.collectives import Collectives
@@ -55,34 +52,50 @@ class TensorFlowEngine(Collectives):
         self._membership.close()
 
     def _reduce(self, wire: tf.Tensor, op: str, key: int | tf.Tensor) -> tf.Tensor:
-        return gen_collective_ops.collective_reduce_v2(
-            wire, self.size, _GROUP, key, [], _MERGES[op], "Id", self._hint(wire.dtype)
+        return tf.raw_ops.CollectiveReduceV2(
+            input=wire,
+            merge_op=_MERGES[op],
+            final_op="Id",
+            ordering_token=[],
+            **self._of(wire, key),
         )
 
     def _gather(self, wire: tf.Tensor, key: int | tf.Tensor) -> tf.Tensor:
-        hint = self._hint(wire.dtype)
-        return gen_collective_ops.collective_gather_v2(wire, self.size, _GROUP, key, [], hint)
+        return tf.raw_ops.CollectiveGatherV2(input=wire, ordering_token=[], **self._of(wire, key))
 
     def _send(self, wire: tf.Tensor, root: int, key: int | tf.Tensor) -> tf.Tensor:
-        hint = self._hint(wire.dtype)
         if self.rank == root:
-            return gen_collective_ops.collective_bcast_send_v2(wire, self.size, _GROUP, key, hint)
-        return gen_collective_ops.collective_bcast_recv_v2(
-            self.size, _GROUP, key, tf.shape(wire), wire.dtype, hint
+            return tf.raw_ops.CollectiveBcastSendV2(input=wire, **self._of(wire, key))
+        return tf.raw_ops.CollectiveBcastRecvV2(
+            shape=tf.shape(wire), T=wire.dtype, **self._of(wire, key)
         )
 
     def _exchange(self, wire: tf.Tensor, key: int | tf.Tensor) -> tf.Tensor:
         slices = tf.reshape(wire, [self.size, -1])
-        hint = self._hint(wire.dtype)
-        return gen_collective_ops.collective_all_to_all_v2(slices, self.size, _GROUP, key, [], hint)
+        return tf.raw_ops.CollectiveAllToAllV2(
+            input=slices, ordering_token=[], **self._of(wire, key)
+        )
 
     def _scatter_kernel(self, wire: tf.Tensor) -> Callable | None:
         return self._scatter if self._has_gpu else None  # the CPU has no such kernel
 
     def _scatter(self, wire: tf.Tensor, key: int | tf.Tensor) -> tf.Tensor:
-        return gen_collective_ops.collective_reduce_scatter_v2(
-            wire, self.size, _GROUP, key, [], "Add", "Id", communication_hint="nccl"
+        return tf.raw_ops.CollectiveReduceScatterV2(
+            input=wire,
+            merge_op="Add",
+            final_op="Id",
+            ordering_token=[],
+            **{**self._of(wire, key), "communication_hint": "nccl"},
         )
+
+    def _of(self, wire: tf.Tensor, key: int | tf.Tensor) -> dict:
+        """The arguments that all collectives of a tensor have."""
+        return {
+            "group_size": self.size,
+            "group_key": _GROUP,
+            "instance_key": key,
+            "communication_hint": self._hint(wire.dtype),
+        }
 
     def _hint(self, dtype: tf.DType) -> str:
         """How the tensor travels: TensorFlow takes NCCL where it is told to, and only on GPUs."""
@@ -106,15 +119,14 @@ class TensorFlowEngine(Collectives):
 def slurm_addresses() -> list[str]:
     """The addresses of a SLURM step's tasks in order of ranks, by TensorFlow's resolver."""
     # It also deals out GPUs, and fails on nodes without; SLURM's own --gpus-per-task does that.
-    resolver = slurm_cluster_resolver.SlurmClusterResolver(
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
         gpus_per_node=_ANY_NUMBER, gpus_per_task=1, auto_set_gpu=False
     )
     return resolver.cluster_spec().job_tasks("worker")
 
 
 def _start_server(cluster: Cluster) -> None:
-    runtime = context.context()
-    if runtime._initialized:
+    if runtime_has_started():
         raise RuntimeError(
             "TensorFlow's runtime already runs in this process and cannot join a cluster: "
             "variables and datasets that exist would lose their device. Expected "
@@ -123,7 +135,7 @@ def _start_server(cluster: Cluster) -> None:
         )
     job, index, address = cluster.tasks[cluster.rank]
     leader, number, _ = cluster.tasks[0]
-    runtime.configure_collective_ops(
+    runtime().configure_collective_ops(
         collective_leader=f"/job:{leader}/replica:0/task:{number}",
         scoped_allocator_enabled_ops=(),
         device_filters=(f"/job:{job}/task:{index}",),
@@ -131,17 +143,17 @@ def _start_server(cluster: Cluster) -> None:
     jobs: dict[str, dict[int, str]] = {}
     for name, place, at in cluster.tasks:
         jobs.setdefault(name, {})[place] = at
-    runtime.enable_collective_ops(
-        tensorflow_server_pb2.ServerDef(
+    runtime().enable_collective_ops(
+        tf.train.ServerDef(
             cluster=tf.train.ClusterSpec(jobs).as_cluster_def(),
-            default_session_config=runtime.config,
+            default_session_config=runtime().config,
             job_name=job,
             task_index=index,
             protocol="grpc",
         )
     )
     try:
-        runtime.ensure_initialized()
+        runtime().ensure_initialized()
     except tf.errors.OpError as error:
         raise RuntimeError(
             f"Worker {cluster.rank} cannot listen on its address {address} ({cluster.source}): "
@@ -151,4 +163,4 @@ def _start_server(cluster: Cluster) -> None:
 
 def _abort(message: str) -> None:
     """Makes collectives that wait, and all later ones, raise an error with this message."""
-    context.context().abort_collective_ops(tf.errors.UNAVAILABLE, message)
+    runtime().abort_collective_ops(tf.errors.UNAVAILABLE, message)

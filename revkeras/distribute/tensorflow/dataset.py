@@ -1,10 +1,11 @@
 """A rank's part of a `tf.data.Dataset`."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
+from revkeras._engine.tensorflow._private import batch_sizes, shuffle_seeds
+from revkeras._engine.tensorflow._private import parts as parts
 from revkeras.distribute.first_batches import COUNT, FirstBatches
 
 
@@ -80,19 +81,6 @@ def rows_if_even(dataset: tf.data.Dataset, size: int) -> int:
     return rows
 
 
-def parts(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
-    """The dataset, and all that it is made of."""
-    yield dataset
-    for part in dataset._inputs():
-        yield from parts(part)
-
-
-def shuffle_seeds(dataset: tf.data.Dataset) -> list[list[int]]:
-    """The seeds of the shuffles in it, two for each; both zero where it is left to chance."""
-    shuffles = [part for part in parts(dataset) if type(part).__name__ == "_ShuffleDataset"]
-    return [[int(part._seed), int(part._seed2)] for part in shuffles]
-
-
 def _batch_size(dataset: tf.data.Dataset) -> int | None:
     """The rows of a full batch; `None` if the elements are no batches."""
     shapes = [spec.shape for spec in tf.nest.flatten(dataset.element_spec)]
@@ -101,8 +89,7 @@ def _batch_size(dataset: tf.data.Dataset) -> int | None:
     known = {shape[0] for shape in shapes if shape.rank and shape[0] is not None}
     if known:
         return known.pop() if len(known) == 1 else None
-    for part in parts(dataset):
-        if type(part).__name__ == "_BatchDataset":
-            return int(part._batch_size)
+    if sizes := batch_sizes(dataset):
+        return sizes[0]
     first = tf.nest.flatten(next(iter(dataset.take(1))))
     return int(first[0].shape[0])

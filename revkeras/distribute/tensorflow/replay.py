@@ -3,7 +3,9 @@
 import warnings
 
 import tensorflow as tf
-from keras.src.backend.tensorflow.trainer import TFEpochIterator
+
+from revkeras._engine.tensorflow._private import dataset_of
+from revkeras._keras import epoch_iterator
 
 
 def iterator_at(iterator: tf.data.Iterator, epoch: int, steps: int | None) -> tf.data.Iterator:
@@ -17,7 +19,7 @@ def iterator_at(iterator: tf.data.Iterator, epoch: int, steps: int | None) -> tf
     Raises:
         ValueError: if epochs end inside the dataset, so that the place is not known.
     """
-    dataset = iterator._dataset
+    dataset = dataset_of(iterator)
     batches = int(dataset.cardinality())
     if batches == tf.data.INFINITE_CARDINALITY:  # one iterator goes through all epochs
         for _ in range(epoch * (steps or 0)):
@@ -42,18 +44,14 @@ def _iterators_before(epoch: int, known: bool) -> int:
     is asked, with a dataset of one batch.
     """
     dataset = tf.data.Dataset.range(1)
-    epochs = TFEpochIterator(
-        x=dataset if known else dataset.filter(lambda _: True),
-        distribute_strategy=tf.distribute.get_strategy(),
-    )
-    made, get_iterator = 0, epochs._get_iterator
+    made = 0
 
-    def count():
+    def count() -> None:
         nonlocal made
         made += 1
-        return get_iterator()
 
-    epochs._get_iterator = count
+    dataset = dataset if known else dataset.filter(lambda _: True)
+    epochs = epoch_iterator(dataset, tf.distribute.get_strategy(), count)
     for at in range(epoch + 1):
         with warnings.catch_warnings(), epochs.catch_stop_iteration():
             warnings.simplefilter("ignore")  # of data that ran out
