@@ -51,7 +51,19 @@ def stream_dtype(dtype: Any) -> str:
             "Invalid value for argument `dtype`: expected a floating-point dtype for the two "
             f"streams, received dtype={dtype!r}."
         )
+    if name == "float64":
+        require_float64(f"dtype={dtype!r}")
     return name
+
+
+def require_float64(reason: str) -> None:
+    """Raises if the backend would silently take 32 bits for float64."""
+    if not verbs.has_float64():
+        raise ValueError(
+            f"ReversibleSequential needs numbers of 64 bits for {reason}, and JAX has 32 unless it "
+            "is told otherwise. Call `jax.config.update('jax_enable_x64', True)` before anything "
+            "else."
+        )
 
 
 def check_exact(couplings: Sequence[Coupling], layers: Sequence[keras.layers.Layer]) -> None:
@@ -60,6 +72,7 @@ def check_exact(couplings: Sequence[Coupling], layers: Sequence[keras.layers.Lay
     if not exact:
         return
     name = type(exact[0]).__name__
+    require_float64(f"{name}(exact=True)")
     if len(couplings) > 1:
         raise ValueError(
             "Invalid value for argument `coupling`: an exact coupling must be the only one of its "

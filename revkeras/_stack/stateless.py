@@ -9,7 +9,8 @@ from typing import Any
 import keras
 
 from revkeras._engine import verbs
-from revkeras._keras import flatten_layers
+from revkeras._engine.refusals import untracked
+from revkeras._keras import flatten_layers, get_stateless_scope
 from revkeras._stack.attributes import AsFirstCalled
 from revkeras._stack.masks import attach_mask, mask_of
 
@@ -62,10 +63,12 @@ class StatelessLayer:
         """
         variables = (*self.trainable, *self.state)
         mapping = list(zip(variables, (*weights, *state), strict=True))
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
+        with _OwnValues(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(v) for v in variables]
             with self.as_first_called(), verbs.refusing_merges(self._name):
                 outputs = function()
+        if scope.foreign:
+            raise untracked([v.path for v in scope.foreign])
         after = [scope.get_current_value(v) for v in variables]
         changed = [a is not b for a, b in zip(after, before, strict=True)]
         n = len(self.trainable)
@@ -95,6 +98,27 @@ class StatelessLayer:
                 "`__init__()` and pass `seed=self.seed_generator`. Other state needs "
                 "`self.add_weight(..., trainable=False)`."
             )
+
+
+class _OwnValues(keras.StatelessScope):
+    """Notes the variables of other layers that are read, which gradients would not reach.
+
+    A scope around this one may have a value for them; without it, they would silently have the
+    one that they began with.
+    """
+
+    def __enter__(self) -> "_OwnValues":
+        self.foreign: list[keras.Variable] = []
+        self._around = get_stateless_scope()
+        return super().__enter__()
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        value = super().get_current_value(variable)
+        if value is None:
+            around = self._around and self._around.get_current_value(variable)
+            if variable.trainable or around is not None:
+                self.foreign.append(variable)
+        return value
 
 
 def separate_tensors(structure: Any) -> tuple[list, list, Callable[[list, list], Any]]:

@@ -43,7 +43,12 @@ def absorb(x: Any, limit: float) -> tuple[Any, Any]:
     x = ops.clip(ops.where(finite, x, ops.zeros_like(x)), -limit, limit)
     x = ops.where(finite, x, ops.full_like(x, float("nan")))
     # Not `round`, which keeps the sign of -0.0: the way back would return 0.0 for it.
-    return on_grid(ops.floor(x / UNIT + 0.5), tangent(x)), saturated
+    return on_grid(floor(x / UNIT + 0.5), tangent(x)), saturated
+
+
+def floor(x: Any) -> Any:
+    """The integer below. `ops.floor` makes float32 of it on JAX and PyTorch."""
+    return ops.floor_divide(x, 1)
 
 
 def on_grid(units: Any, tangent: Any) -> Any:
@@ -68,7 +73,7 @@ def divide(x: Any, d: int) -> tuple[Any, Any]:
     # Compilers turn `x / d` into `x * (1 / d)`, and 49 * (1 / 49) is less than 1. The half keeps
     # the quotient 0.5 / d away from every integer, and two roundings of at most 2**-53 each move
     # it by less than |x + 0.5| / d * (2**-52 + 2**-106) < 0.5 / d.
-    quotient = ops.floor((x + 0.5) / d)
+    quotient = floor((x + 0.5) / d)
     return quotient, x - quotient * d
 
 

@@ -79,11 +79,12 @@ def test_tensors_that_leave():
     assert_modes_agree(layer, values(2, 4, 4, 8))
 
 
+@keras.saving.register_keras_serializable("tests")
 class Scaled(L.Layer):
     """Takes a further argument, and returns a further output."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.dense = L.Dense(4)
 
     def build(self, shape):

@@ -29,6 +29,11 @@ def eager_scope() -> Iterator[None]:
         yield
 
 
+def has_float64() -> bool:
+    """Whether float64 has 64 bits."""
+    return jax.config.jax_enable_x64
+
+
 def snapshot(variables: Sequence) -> list:
     """The variables' values as they are now."""
     return [v.value for v in variables]

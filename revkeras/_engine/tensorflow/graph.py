@@ -18,6 +18,12 @@ from revkeras._engine.tensorflow._private import (
 from revkeras._engine.tensorflow.tracing import tensors_of
 from revkeras.debugging import checks_enabled
 
+
+def has_float64() -> bool:
+    """Whether float64 has 64 bits."""
+    return True
+
+
 # In a program of the whole model, XLA merges a recomputation with the forward pass and puts off
 # weight gradients: memory would grow with depth again.
 joins_compile = False

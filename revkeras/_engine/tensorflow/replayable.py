@@ -5,18 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow as tf
 
+from revkeras._engine.refusals import untracked
 from revkeras._engine.tensorflow._private import is_stateful
 
 
 def refuse_untracked(variables: Sequence[tf.Variable]) -> None:
     """Raises if a block read a variable that is none of the engine's arguments."""
     if variables:
-        raise ValueError(
-            "A block reads variables that Keras does not track as its own, so no gradient "
-            f"could reach them: {[v.name for v in variables]}. Make them weights of the "
-            "block: create them with `self.add_weight(...)` in `build()`, or hold the layers "
-            "that own them in attributes of the block."
-        )
+        raise untracked([v.name for v in variables])
 
 
 @contextlib.contextmanager
