@@ -311,6 +311,18 @@ def set_shape(variable: keras.Variable, shape: tuple) -> None:
     variable._shape = shape
 
 
+def initialize_as(
+    variable: keras.Variable, value: Any, initialize: Callable[[keras.Variable, Any], None]
+) -> None:
+    """Has a variable keep a value of another shape than its own, which Keras 3.16 would refuse."""
+    shape, variable._shape = variable._shape, tuple(value.shape)
+    try:
+        variable._value = None
+        initialize(variable, value)
+    finally:
+        variable._shape = shape
+
+
 def initializer_of_variables() -> Callable[[keras.Variable, Any], None]:
     """How variables are given their first values. Keras has no hook for the birth of one."""
     return keras.Variable._initialize

@@ -15,6 +15,7 @@ from revkeras._keras import (
     autocast,
     get_stateless_scope,
     in_symbolic_scope,
+    initialize_as,
     raw,
     set_path,
     set_raw,
@@ -105,8 +106,7 @@ def shard(variable: keras.Variable, engine: Any, initialize: Any, value: Any = N
         value: The whole value; `None` for what the variable has.
     """
     whole = variable.value if value is None else value
-    set_raw(variable, None)
-    initialize(variable, _own_slice(engine, variable.shape, whole))
+    initialize_as(variable, _own_slice(engine, variable.shape, whole), initialize)
     variable._engine = engine
     variable._shard = _view(variable)
     variable._followers = []
