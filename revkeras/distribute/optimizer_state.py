@@ -12,8 +12,8 @@ from keras import ops
 
 from revkeras._keras import SavedOptimizer, variable_dtype
 from revkeras.distribute import slots
-from revkeras.distribute.places import numbered
 from revkeras.distribute.state import Held, put
+from revkeras.distribute.variable_names import numbered
 
 
 @dataclasses.dataclass(frozen=True)

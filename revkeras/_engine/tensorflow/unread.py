@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from revkeras._engine.step import Step
-from revkeras._engine.tensorflow.tracing import tensors_of, trace
+from revkeras._engine.tensorflow.tracing import tensors_of, trace_function
 
 
 class Unread:
@@ -57,7 +57,7 @@ def read_as_used(function: Callable, arguments: Sequence, state: Sequence) -> li
     """`state`, read where `function(*arguments, state)` uses it."""
     if not any(isinstance(x, Unread) for x in state):
         return list(state)
-    is_used = trace(function, (*arguments, list(state))).is_used
+    is_used = trace_function(function, (*arguments, list(state))).is_used
     return as_tensors(state, is_used[len(is_used) - len(state) :])
 
 

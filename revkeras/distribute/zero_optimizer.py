@@ -22,7 +22,7 @@ from revkeras._keras import (
     variable_dtype,
     variables_to_update,
 )
-from revkeras.distribute import births, slots
+from revkeras.distribute import slots, variable_creation
 from revkeras.distribute.clipping import Clipping
 from revkeras.distribute.exchange import Exchange, make_groups
 from revkeras.distribute.optimizer_state import File, OptimizerState, Owned
@@ -125,7 +125,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         dtypes = self.strategy.read_in(self)
         variables, inner, core = list(variables), self._hidden.inner, self._hidden.core
         _refuse_overwritten(variables)
-        with verbs.eager_scope(), births.unobserved():
+        with verbs.eager_scope(), variable_creation.unobserved():
             super().build(variables)
             self._whole = type(core) not in ELEMENTWISE
             with verbs.place(self._offload):

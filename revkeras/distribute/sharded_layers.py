@@ -21,7 +21,7 @@ from revkeras.checkpoint import Checkpoint, call_checkpointed
 from revkeras.distribute.parameters import Spread, is_sharded, unshard
 
 
-def read_in(layers: Iterable[keras.layers.Layer]) -> dict[int, str]:
+def dtypes_of_reads(layers: Iterable[keras.layers.Layer]) -> dict[int, str]:
     """By variables' `id`, the 16-bit dtype in which their layers read them, if all do."""
     found: dict[int, set[str]] = {}
     for layer in layers:
@@ -41,7 +41,7 @@ def arrange(
     Args:
         model: A built model whose variables are sharded.
         engine: The engine that the ranks communicate by.
-        dtypes: What `read_in` found.
+        dtypes: What `dtypes_of_reads` found.
         shard_bytes: Integer, from how many bytes on a layer's parameters stay sharded.
         initialize: Sets what a Keras variable keeps its value in.
     """
