@@ -8,7 +8,7 @@ import keras
 import ml_dtypes  # noqa: F401  makes NumPy know "bfloat16"
 import numpy as np
 
-from revkeras._keras import flatten_layers, learning_rate_variable, variable_dtype
+from revkeras._keras import flatten_layers, learning_rate_variable, stored_dtype
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
 from revkeras.distribute import sharded_layers
@@ -295,7 +295,7 @@ def _slot_bytes(
 
 
 def _bytes(variable: keras.Variable) -> int:
-    return math.prod(variable.shape) * _itemsize(variable_dtype(variable))
+    return math.prod(variable.shape) * _itemsize(stored_dtype(variable))
 
 
 def _itemsize(dtype: str) -> int:

@@ -14,7 +14,7 @@ from revkeras._keras import (
     is_autocast,
     own_non_trainable_variables,
     own_trainable_variables,
-    variable_dtype,
+    stored_dtype,
 )
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint, call_checkpointed
@@ -29,7 +29,7 @@ def dtypes_of_reads(layers: Iterable[keras.layers.Layer]) -> dict[int, str]:
         for v in own_trainable_variables(layer):
             is_plain = v.regularizer is None and v.constraint is None
             rounds = reads in ("float16", "bfloat16") and is_autocast(v) and is_plain
-            found.setdefault(id(v), set()).add(reads if rounds else variable_dtype(v))
+            found.setdefault(id(v), set()).add(reads if rounds else stored_dtype(v))
     return {key: dtypes.pop() for key, dtypes in found.items() if len(dtypes) == 1}
 
 

@@ -17,7 +17,7 @@ from revkeras._keras import (
     flatten_layers,
     initializer_of_variables,
     own_non_trainable_variables,
-    variable_dtype,
+    stored_dtype,
 )
 from revkeras._stack.stateless import spec_of
 from revkeras.distribute import (
@@ -418,7 +418,7 @@ class ZeroStrategy:
             id(v): v
             for layer in flatten_layers(model)
             for v in own_non_trainable_variables(layer)
-            if keras.backend.is_float_dtype(variable_dtype(v))
+            if keras.backend.is_float_dtype(stored_dtype(v))
         }
         values = verbs.snapshot([*updated.values()])
         means = over_ranks(values, ["mean"] * len(values), self.engine)
@@ -446,20 +446,20 @@ class ZeroStrategy:
         for v in new:
             v.assign(self.engine.broadcast(v.value))
             if v.name == "seed_generator_state":
-                v.assign(v.value + ops.cast([_SEED_STEP * self.rank % 2**31, 0], variable_dtype(v)))
+                v.assign(v.value + ops.cast([_SEED_STEP * self.rank % 2**31, 0], stored_dtype(v)))
 
 
 _SEED_STEP = 1_000_003
 
 
 def _description(variable: keras.Variable) -> str:
-    return f"{variable.name} {tuple(variable.shape)} {variable_dtype(variable)}"
+    return f"{variable.name} {tuple(variable.shape)} {stored_dtype(variable)}"
 
 
 def _can_be_sharded(variable: keras.Variable, value: Any) -> bool:
     return (
         callable(value)
         and variable.trainable
-        and keras.backend.is_float_dtype(variable_dtype(variable))
+        and keras.backend.is_float_dtype(stored_dtype(variable))
         and len(variable.shape) > 0
     )
