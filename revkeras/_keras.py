@@ -1,6 +1,7 @@
 """All private names of Keras that the package uses, so that a new Keras breaks one file.
 
-Checked on Keras 3.15.1. Each function says why Keras's public API does not do.
+Checked on Keras 3.10.0, 3.15.1 and 3.16.0.dev2026102704. Each function says why Keras's public API
+does not do.
 """
 
 import contextlib
@@ -276,7 +277,7 @@ class TakingVariable(keras.Variable):
         self.take(value)
 
 
-def variable_dtype(variable: keras.Variable) -> str:
+def stored_dtype(variable: keras.Variable) -> str:
     """The dtype that a variable has. In a call, the public `dtype` is that of autocast."""
     return variable._dtype
 
@@ -309,6 +310,18 @@ def set_path(variable: keras.Variable, path: str) -> None:
 def set_shape(variable: keras.Variable, shape: tuple) -> None:
     """Has a variable claim a shape, so that an optimizer can be built without its memory."""
     variable._shape = shape
+
+
+def initialize_as(
+    variable: keras.Variable, value: Any, initialize: Callable[[keras.Variable, Any], None]
+) -> None:
+    """Has a variable keep a value of another shape than its own, which Keras 3.16 would refuse."""
+    shape, variable._shape = variable._shape, tuple(value.shape)
+    try:
+        variable._value = None
+        initialize(variable, value)
+    finally:
+        variable._shape = shape
 
 
 def initializer_of_variables() -> Callable[[keras.Variable, Any], None]:

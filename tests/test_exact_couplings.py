@@ -39,7 +39,7 @@ def spring(source):
 
 def start(values, coupling, depth):
     streams = np.reshape(values, (2, -1)).astype("float32")
-    return coupling.at(0, depth).lift(list(map(ops.convert_to_tensor, streams)))
+    return coupling.at(0, depth).to_carry(list(map(ops.convert_to_tensor, streams)))
 
 
 def run(coupling, carry, depth, f=tanh):
@@ -97,7 +97,7 @@ def test_saturation_is_undone(coupling):
 def test_saturated_elements_are_counted(coupling):
     step = coupling.at(0, 3)
     limit = RANGE / 4
-    carry = step.lift([ops.zeros((1, 5)), ops.zeros((1, 5))])
+    carry = step.to_carry([ops.zeros((1, 5)), ops.zeros((1, 5))])
     fx = ops.convert_to_tensor([[limit, -2 * limit, 2 * limit, limit / 2, 1e30]])
     after = step.couple(carry, fx)
     assert after[2] == 3
@@ -111,7 +111,7 @@ def test_saturated_elements_are_counted(coupling):
 def test_what_is_not_finite_stays_seen(coupling):
     """On the way back too; other elements are not touched."""
     step = coupling.at(0, 3)
-    carry = step.lift([ops.zeros((1, 4)), ops.zeros((1, 4))])
+    carry = step.to_carry([ops.zeros((1, 4)), ops.zeros((1, 4))])
     fx = ops.convert_to_tensor([[1.0, np.nan, np.inf, -np.inf]])
     after = step.couple(carry, fx)
     assert after[2] == 3
@@ -124,7 +124,7 @@ def test_input_beyond_the_range(coupling, beyond):
     """A velocity has the range of an update."""
     first = ops.convert_to_tensor([[RANGE / 2, 1.0, 1e30]])
     second = ops.convert_to_tensor([[RANGE, -1e9, 1.0]])
-    v, x, saturated = coupling.at(0, 9).lift([first, second])
+    v, x, saturated = coupling.at(0, 9).to_carry([first, second])
     assert saturated == beyond
     largest = RANGE / (2 if coupling.swaps else 10)
     end = RANGE * (2 if coupling.swaps else 1)
@@ -136,8 +136,8 @@ def test_input_beyond_the_range(coupling, beyond):
 @pytest.mark.parametrize("coupling", [Additive(True), Momentum(0.9, True)])
 def test_lower_undoes_lift(coupling):
     x = [ops.convert_to_tensor(np.random.default_rng(i).normal(size=(3, 4))) for i in range(2)]
-    carry = coupling.at(0, 9).lift(x)
-    streams, saturated = coupling.at(0, 9).lower(carry, "float32")
+    carry = coupling.at(0, 9).to_carry(x)
+    streams, saturated = coupling.at(0, 9).from_carry(carry, "float32")
     np.testing.assert_allclose(streams, x, rtol=1e-6, atol=UNIT)
     assert saturated == 0
     assert saturated.dtype == "float32"
@@ -249,8 +249,8 @@ def test_gradients_are_those_of_the_recurrence(exact, plain, index, direction):
         buffers = []
 
     def exactly(a, b, fx):
-        carry = [*step.lift([a, b]), *buffers]
-        return step.lower(getattr(step, direction)(carry, fx), "float64")[0]
+        carry = [*step.to_carry([a, b]), *buffers]
+        return step.from_carry(getattr(step, direction)(carry, fx), "float64")[0]
 
     expected = gradients(lambda a, b, fx: getattr(plain, direction)([a, b], fx), values)
     found = gradients(exactly, values)
@@ -261,7 +261,7 @@ def test_gradients_are_those_of_the_recurrence(exact, plain, index, direction):
 @pytest.mark.parametrize("coupling", [Additive(exact=True), Momentum(0.9, exact=True)])
 def test_saturated_elements_have_no_gradient(coupling):
     def function(a, b, fx):
-        return coupling.couple(coupling.lift([a, b]), fx)[:2]
+        return coupling.couple(coupling.to_carry([a, b]), fx)[:2]
 
     found = gradients(function, np.array([[1.0] * 3, [1.0] * 3, [-1e30, 1e12, 1.0]]))
     assert np.all(np.isfinite(found))

@@ -1,6 +1,7 @@
-"""TensorFlow is imported where a backend's code belongs, private names stand in two modules."""
+"""TensorFlow is imported where a backend's code belongs, and names are told apart."""
 
 import ast
+import collections
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ DOORS = {
     "_keras.py": "keras.src.backend.tensorflow.trainer",
     "_engine/verbs.py": "revkeras._engine.tensorflow",
     "distribute/cluster.py": "revkeras.distribute.engines.tensorflow",
-    "distribute/dataset.py": "revkeras.distribute.tensorflow.dataset",
+    "distribute/data_sharding.py": "revkeras.distribute.tensorflow.tf_dataset",
     "distribute/resume.py": "revkeras.distribute.tensorflow.replay",
 }
+# The layer that users see, and the engine's verb of the same name.
+SHARED = {"checkpoint"}
 
 
 def names_tensorflow(source):
@@ -156,3 +159,14 @@ def test_private_names_of_keras_and_tensorflow_stand_in_one_module_each():
     assert set(BORROWING) < set(paths)
     found = borrowed_names({name: path.read_text() for name, path in paths.items()})
     assert found == {"distribute/engines/horovod.py": OF_HOROVOD}
+
+
+def test_module_and_class_names_are_unique():
+    """But for `__init__` and `tensorflow`, which say what their folder is for."""
+    modules = [path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
+    folders = [path for path in PACKAGE.rglob("*") if (path / "__init__.py").exists()]
+    stems = collections.Counter(path.stem for path in {*modules, *folders})
+    assert {stem for stem, n in stems.items() if n > 1} == {"tensorflow"} | SHARED
+    nodes = [node for path in modules for node in ast.walk(ast.parse(path.read_text()))]
+    classes = [node.name.lstrip("_") for node in nodes if isinstance(node, ast.ClassDef)]
+    assert not {name for name, n in collections.Counter(classes).items() if n > 1}

@@ -28,7 +28,7 @@ def begin_carry(
     total = (keras.ops.zeros(keras.ops.shape(tensors[0])[:1], dtype),) if log_det else ()
     if not coupling.exact:
         return Carry(tuple(tensors), total), layout
-    x0, x1, *kept = coupling.lift(layout.split(tensors))
+    x0, x1, *kept = coupling.to_carry(layout.split(tensors))
     if checks_enabled():
         message = f"The input of a stack is beyond the range of {coupling.describe()[0]}"
         x0, x1, *kept = verbs.require(kept[0] <= 0, message, [x0, x1, *kept])
@@ -44,5 +44,5 @@ def end_carry(coupling: Coupling, layout: Layout, held: Carry, dtype: str) -> tu
     """
     if not coupling.exact:
         return held.streams, None
-    pair, saturated = coupling.lower([*held.streams, *held.kept], dtype)
+    pair, saturated = coupling.from_carry([*held.streams, *held.kept], dtype)
     return layout.join(pair), saturated

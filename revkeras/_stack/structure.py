@@ -64,9 +64,9 @@ class _Walk:
         else:
             self.numbers[id(x)] = len(self.numbers)
             self.alive.append(x)
-            self.enter(x, kind)
+            self.visit_parts(x, kind)
 
-    def enter(self, x: Any, kind: type) -> None:
+    def visit_parts(self, x: Any, kind: type) -> None:
         found = self.found
         if isinstance(x, (list, tuple, dict)) and _package(kind) in _CONTAINERS:
             found.append(len(x))

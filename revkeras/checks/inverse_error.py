@@ -175,7 +175,7 @@ def _coupling(coupling: couplings.Coupling, values: list, arguments: dict) -> tu
     x0, x1, *fx = values
     fx = fx[0] if len(fx) == 1 else tuple(fx)
     coupling = coupling.at(0, 1)
-    inputs = coupling.lift([x0, x1])
+    inputs = coupling.to_carry([x0, x1])
     outputs = coupling.couple(inputs, fx)
     found = [*coupling.uncouple(outputs, fx)[:2], coupling.source(outputs)]
     return found, [*inputs[:2], inputs[1]], None

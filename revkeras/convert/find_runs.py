@@ -16,7 +16,7 @@ from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.convert.inlined_blocks import additions_passed_over, with_blocks
 
 # A trace: by the layers' identities, their calls in one mode of the model.
-Trace = dict[int, list]
+CallsOfLayers = dict[int, list]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def named_runs(model: keras.Model, names: Any) -> list[FoundRun]:
     return [_as_run(chain, traces) for chain in chains]
 
 
-def _runs_of(kind: list, traces: list[Trace]) -> tuple[list[FoundRun], str]:
+def _runs_of(kind: list, traces: list[CallsOfLayers]) -> tuple[list[FoundRun], str]:
     """The runs among layers that are alike, and why there are no more."""
     unfit = {id(x): _unfit(x, traces, residual=True) for x in kind}
     reasons = set(unfit.values()) - {None}
@@ -131,7 +131,7 @@ def _runs_of(kind: list, traces: list[Trace]) -> tuple[list[FoundRun], str]:
     return [_as_run(chain, traces) for chain in chains], "; ".join(sorted(reasons)) or "taken"
 
 
-def _unfit(layer: keras.layers.Layer, traces: list[Trace], residual: bool) -> str | None:
+def _unfit(layer: keras.layers.Layer, traces: list[CallsOfLayers], residual: bool) -> str | None:
     """Why a layer cannot be a block of a run."""
     if layer.activity_regularizer is not None:  # which both the block and the run would add
         return "has an activity regularizer of its own"
@@ -158,7 +158,7 @@ def _unfit_calls(calls: list, residual: bool) -> str | None:
     return None
 
 
-def _chains(layers: Iterable[keras.layers.Layer], traces: list[Trace]) -> list[list]:
+def _chains(layers: Iterable[keras.layers.Layer], traces: list[CallsOfLayers]) -> list[list]:
     """The layers in chains: each goes on from the one before it, alone, in all traces."""
     first, *_ = traces
     by_id = {id(x): x for x in sorted(layers, key=lambda x: first[id(x)][0].read_from)}
@@ -171,7 +171,7 @@ def _chains(layers: Iterable[keras.layers.Layer], traces: list[Trace]) -> list[l
     return chains
 
 
-def _links(layers: Iterable[int], trace: Trace) -> Iterator[tuple[int, int]]:
+def _links(layers: Iterable[int], trace: CallsOfLayers) -> Iterator[tuple[int, int]]:
     """Of these layers, those pairs of which the second goes on from the first alone."""
     calls = [trace[i][0] for i in layers]
     of_output = {id(call.output): call for call in calls}
@@ -206,7 +206,7 @@ def _is_same(a: Any, b: Any) -> bool:
     )
 
 
-def _as_run(chain: list, traces: list[Trace]) -> FoundRun:
+def _as_run(chain: list, traces: list[CallsOfLayers]) -> FoundRun:
     calls = [trace[id(x)][0] for x in chain for trace in traces]
     return FoundRun(chain, frozenset(name for call in calls for name in call.arguments))
 
@@ -232,12 +232,12 @@ def _all_kinds(layers: Iterable[keras.layers.Layer]) -> list[list]:
     return list(kinds.values())
 
 
-def _traces(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> list[Trace] | str:
+def _traces(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> list[CallsOfLayers] | str:
     """The model's calls of layers, as it is called and in training, or why they are not known."""
     layers = list(layers)
 
-    def trace(arguments: list, **mode: Any) -> Trace:
-        found: Trace = {}
+    def trace(arguments: list, **mode: Any) -> CallsOfLayers:
+        found: CallsOfLayers = {}
         function = functools.partial(_call, model, mode)
         for call in verbs.layer_calls(function, arguments, layers):
             found.setdefault(id(call.layer), []).append(call)

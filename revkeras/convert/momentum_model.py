@@ -277,7 +277,7 @@ def _convert(
     """Puts runs into the places of the blocks of the model, or of `graph`, that is made of it."""
     runs = [MomentumRun(run.blocks, beta, run.arguments, memory_mode) for run in found]
     for run in runs:
-        run.enter()
+        run.attach()
     if not isinstance(model, MomentumModel):
         model._momentum_runs = _Runs(model, graph)
         model.__class__ = _class_of(type(model))
@@ -318,7 +318,7 @@ def _check_arguments(model: keras.Model, names: set[str]) -> None:
 def revert(model: keras.Model) -> keras.Model:
     """The model with its blocks and its class as they were."""
     for run in model.momentum_runs:
-        run.leave()
+        run.detach()
     model.__class__ = type(model).original_class
     model._momentum_runs.restore(model)
     del model._momentum_runs

@@ -92,7 +92,7 @@ class MomentumRun:
         whole = self.memory_mode != "none" and self.stack is not None
         return whole and self.stack.memory_mode == "reversible"
 
-    def enter(self) -> None:
+    def attach(self) -> None:
         """Takes the blocks' places."""
         self.own = [{k: v for k, v in vars(x).items() if k in _REPLACED} for x in self.blocks]
         for index, block in enumerate(self.blocks):
@@ -102,7 +102,7 @@ class MomentumRun:
         if self.stack is not None and self.stack.couplings[0].exact:
             add_metric(self.hosts[0], self.stack.saturated)
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Gives the places back."""
         for block, own in zip(self.blocks, self.own, strict=True):
             for name in _REPLACED:

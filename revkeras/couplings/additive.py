@@ -75,11 +75,19 @@ class Additive(Coupling):
     def at(self, index: int, depth: int) -> "Additive":
         return fixed_point.located(self, index, depth) if self.exact else self
 
-    def lift(self, streams: list) -> list:
-        return fixed_point.lift(streams, [2 * fixed_point.RANGE] * 2) if self.exact else streams
+    def to_carry(self, streams: list) -> list:
+        return (
+            fixed_point.to_fixed_point(streams, [2 * fixed_point.RANGE] * 2)
+            if self.exact
+            else streams
+        )
 
-    def lower(self, carry: list, dtype: str) -> tuple[list, Any]:
-        return fixed_point.lower(carry, dtype) if self.exact else super().lower(carry, dtype)
+    def from_carry(self, carry: list, dtype: str) -> tuple[list, Any]:
+        return (
+            fixed_point.from_fixed_point(carry, dtype)
+            if self.exact
+            else super().from_carry(carry, dtype)
+        )
 
     def get_config(self) -> dict:
         return {"exact": self.exact}

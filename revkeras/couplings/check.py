@@ -52,14 +52,14 @@ def _round_trip(coupling: Coupling, values: np.ndarray, dtype: str) -> tuple[flo
     x0, x1, *fx = [keras.ops.convert_to_tensor(v, dtype=dtype) for v in values]
     fx = fx[0] if len(fx) == 1 else tuple(fx)
     coupling = coupling.at(0, 1)
-    outputs = coupling.couple(coupling.lift([x0, x1]), fx)
+    outputs = coupling.couple(coupling.to_carry([x0, x1]), fx)
     for y in outputs[:2]:
         if not same_shape(y.shape, x0.shape):
             raise ValueError(
                 f"{coupling.describe()[0]} must keep the stream's shape: expected "
                 f"{tuple(x0.shape)}, received {tuple(y.shape)}."
             )
-    inputs, _ = coupling.lower(coupling.uncouple(outputs, fx), dtype)
+    inputs, _ = coupling.from_carry(coupling.uncouple(outputs, fx), dtype)
     rebuilt = [*inputs, coupling.source(outputs)]
     pairs = zip(map(to_float64, rebuilt), map(to_float64, (x0, x1, x1)), strict=True)
     error = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs)

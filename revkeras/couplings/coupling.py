@@ -28,7 +28,7 @@ class Coupling:
 
     n_updates = 1  # the tensors of the stream's shape that `fx` holds; a tuple if several
     swaps = True  # whether the streams change places
-    exact = False  # whether the inverse is exact bit by bit, on what `lift` makes of the streams
+    exact = False  # whether the inverse is exact bit by bit, on the carry of `to_carry`
     determined = True  # whether the streams after a stack determine those before it
 
     def forward(self, x: Any, fx: Any) -> Any:
@@ -85,12 +85,12 @@ class Coupling:
         """The coupling as it acts at block `index` of `depth`, counted from 0."""
         return self
 
-    def lift(self, streams: list) -> list:
+    def to_carry(self, streams: list) -> list:
         """The two streams as the tensors that a stack of this coupling carries."""
         return streams
 
-    def lower(self, carry: list, dtype: str) -> tuple[list, Any]:
-        """Undoes `lift`.
+    def from_carry(self, carry: list, dtype: str) -> tuple[list, Any]:
+        """Undoes `to_carry`.
 
         Returns:
             `(streams, saturated)`: the streams in `dtype`, and how many elements

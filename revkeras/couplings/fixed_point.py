@@ -103,7 +103,7 @@ def blocks_per_buffer(n: int, d: int) -> int:
     return blocks
 
 
-def lift(streams: list, limits: list) -> list:
+def to_fixed_point(streams: list, limits: list) -> list:
     """The streams on the grid, each within its limit, and the number of elements beyond."""
     values, saturated = zip(
         *(absorb(x, limit) for x, limit in zip(streams, limits, strict=True)), strict=True
@@ -111,7 +111,7 @@ def lift(streams: list, limits: list) -> list:
     return [*values, sum(saturated)]
 
 
-def lower(carry: list, dtype: str) -> tuple[list, Any]:
+def from_fixed_point(carry: list, dtype: str) -> tuple[list, Any]:
     """The streams in `dtype`, and the number of saturated elements."""
     return [ops.cast(x, dtype) for x in carry[:2]], carry[2]
 

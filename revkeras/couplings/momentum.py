@@ -133,14 +133,18 @@ class Momentum(Coupling):
     def at(self, index: int, depth: int) -> "Momentum":
         return fixed_point.located(self, index, depth) if self.exact else self
 
-    def lift(self, streams: list) -> list:
+    def to_carry(self, streams: list) -> list:
         if not self.exact:
             return streams
         limits = [fixed_point.update_range(self.depth), fixed_point.RANGE]
-        return fixed_point.lift(streams, limits)
+        return fixed_point.to_fixed_point(streams, limits)
 
-    def lower(self, carry: list, dtype: str) -> tuple[list, Any]:
-        return fixed_point.lower(carry, dtype) if self.exact else super().lower(carry, dtype)
+    def from_carry(self, carry: list, dtype: str) -> tuple[list, Any]:
+        return (
+            fixed_point.from_fixed_point(carry, dtype)
+            if self.exact
+            else super().from_carry(carry, dtype)
+        )
 
     def start_shape(self, stream_shape: tuple) -> tuple | None:
         return (stream_shape[-1],) if self.initial_velocity == "learned" else None

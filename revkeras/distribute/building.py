@@ -5,7 +5,7 @@ import keras
 from revkeras._keras import flatten_layers
 
 
-def is_built(model: keras.Model) -> bool:
+def has_variables(model: keras.Model) -> bool:
     """Whether a model has its variables; one without a `call()` has those of its parts."""
     parts = flatten_layers(model, include_self=False)
     return model.built or (not has_call(model) and all(layer.built for layer in parts))

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras._keras import variable_dtype
+from revkeras._keras import stored_dtype
 from revkeras.distribute.flat import pack, pack_slice, unpack
 from revkeras.distribute.parameters import follow, is_sharded, spread_out
 from revkeras.distribute.partition import Bucket, Piece, even_buckets, pieces, whole_buckets
@@ -57,7 +57,7 @@ def make_groups(
     by_kind: dict[tuple, list[int]] = {}
     for i, v in enumerate(variables):
         if whole or not is_sharded(v):
-            kind = is_sharded(v), variable_dtype(v), read_in.get(id(v), variable_dtype(v))
+            kind = is_sharded(v), stored_dtype(v), read_in.get(id(v), stored_dtype(v))
             by_kind.setdefault(kind, []).append(i)
     groups = []
     for (_, dtype, wire), positions in by_kind.items():
@@ -151,7 +151,7 @@ class Exchange:
                 variable = self._variables[group.variables[local]]
                 values = [x for _, x in sorted(found, key=lambda pair: pair[0])]
                 whole = values[0] if len(values) == 1 else ops.concatenate(values)
-                whole = ops.cast(whole, variable_dtype(variable))
+                whole = ops.cast(whole, stored_dtype(variable))
                 variable.assign(ops.reshape(whole, tuple(variable.shape)))
 
     def _flat_gradient(self, i: int, gradient: Any, dtype: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from keras import ops
 
 from revkeras._engine import verbs
-from revkeras._keras import variable_dtype
+from revkeras._keras import stored_dtype
 from revkeras.distribute.partition import share
 
 
@@ -55,8 +55,8 @@ def scattered(engine: Any, variables: Sequence, gradients: list) -> list:
     """
     slices: list = [None] * len(gradients)
     there = [i for i, g in enumerate(gradients) if g is not None]
-    for dtype in dict.fromkeys(variable_dtype(variables[i]) for i in there):
-        chosen = [i for i in there if variable_dtype(variables[i]) == dtype]
+    for dtype in dict.fromkeys(stored_dtype(variables[i]) for i in there):
+        chosen = [i for i in there if stored_dtype(variables[i]) == dtype]
         shapes = _shapes(variables, chosen)
         lay = functools.partial(_laid_out, shapes, engine.size, dtype)
         lay = verbs.shared(lay, "lay", dtype, shapes)

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from revkeras.distribute import meeting
+from revkeras.distribute import rendezvous
 from revkeras.distribute.channel import Connection
 from revkeras.distribute.cluster import Cluster
 from revkeras.distribute.stalls import Progress, Stalls
@@ -66,9 +66,9 @@ def join(
     if _joined is None:
         address = address or cluster.control_address
         if cluster.rank == 0:
-            peers = meeting.gather(cluster, listener or meeting.listen(address), address)
+            peers = rendezvous.gather(cluster, listener or rendezvous.listen(address), address)
         else:
-            peers = meeting.connect(cluster, address)
+            peers = rendezvous.connect(cluster, address)
         _joined = Membership(cluster, peers)
     return _joined
 

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 
 from revkeras._keras import flatten_layers, is_tracking
-from revkeras.distribute import layers
-from revkeras.distribute.optimizer import ZeroOptimizer
+from revkeras.distribute import sharded_layers
+from revkeras.distribute.zero_optimizer import ZeroOptimizer
 
 
 def in_attributes(model: keras.Model) -> Iterator[tuple[str, keras.optimizers.Optimizer]]:
@@ -46,7 +46,7 @@ def facts(strategy: Any, model: keras.Model) -> dict:
     }
 
 
-def read_in(strategy: Any, optimizer: ZeroOptimizer) -> dict[int, str]:
+def dtypes_of_model_reads(strategy: Any, optimizer: ZeroOptimizer) -> dict[int, str]:
     """By variables' `id`, the 16-bit dtype in which the optimizer's models read them.
 
     Raises:
@@ -64,4 +64,6 @@ def read_in(strategy: Any, optimizer: ZeroOptimizer) -> dict[int, str]:
             f"model.compile(...)`, received optimizer={optimizer.name!r}, which none of the "
             "models compiled there has in an attribute."
         )
-    return layers.read_in(layer for model in trained for layer in flatten_layers(model))
+    return sharded_layers.dtypes_of_reads(
+        layer for model in trained for layer in flatten_layers(model)
+    )

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from revkeras._keras import SavedOptimizer, variable_dtype
+from revkeras._keras import SavedOptimizer, stored_dtype
 from revkeras.distribute import slots
-from revkeras.distribute.places import numbered
 from revkeras.distribute.state import Held, put
+from revkeras.distribute.variable_names import numbered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class OptimizerState:
             self._optimizer,
             [v.path for v in self._variables],
             [tuple(v.shape) for v in self._variables],
-            [variable_dtype(v) for v in self._variables],
+            [stored_dtype(v) for v in self._variables],
         )
         by_variable = {id(slot.variable): slot for slot in found}
         others = list(self._others)

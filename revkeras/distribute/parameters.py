@@ -15,10 +15,11 @@ from revkeras._keras import (
     autocast,
     get_stateless_scope,
     in_symbolic_scope,
+    initialize_as,
     raw,
     set_path,
     set_raw,
-    variable_dtype,
+    stored_dtype,
 )
 from revkeras.distribute.gathering import gathered, scattered
 from revkeras.distribute.partition import own_range, share
@@ -44,8 +45,8 @@ class ShardedVariable(TakingVariable):
         if given is not None:
             return autocast(self, given)
         if in_symbolic_scope():
-            return autocast(self, ops.zeros(tuple(self.shape), variable_dtype(self)))
-        wire = str(autocast(self, ops.zeros((), variable_dtype(self))).dtype.name)
+            return autocast(self, ops.zeros(tuple(self.shape), stored_dtype(self)))
+        wire = str(autocast(self, ops.zeros((), stored_dtype(self))).dtype.name)
         (whole,) = gathered(self._engine, [self], [self._shard.value], [wire])
         return whole
 
@@ -54,7 +55,7 @@ class ShardedVariable(TakingVariable):
         return raw(self).handle  # for tapes
 
     def take(self, value: Any) -> None:
-        value = ops.cast(value, variable_dtype(self))
+        value = ops.cast(value, stored_dtype(self))
         self._shard.assign(_own_slice(self._engine, self.shape, value))
         for follower, wire in self._followers:
             if (master := follower()) is not None:
@@ -89,8 +90,8 @@ def add_follower(variable: ShardedVariable, master: keras.Variable, wire: str) -
 
 def follow(master: keras.Variable, now: Any, wire: str) -> None:
     """Has a master take its variable's value, except where that is the master's own, rounded."""
-    now = ops.cast(now, variable_dtype(master))
-    published = ops.cast(ops.cast(master.value, wire), variable_dtype(master))
+    now = ops.cast(now, stored_dtype(master))
+    published = ops.cast(ops.cast(master.value, wire), stored_dtype(master))
     master.assign(ops.where(ops.equal(now, published), master.value, now))
 
 
@@ -105,8 +106,7 @@ def shard(variable: keras.Variable, engine: Any, initialize: Any, value: Any = N
         value: The whole value; `None` for what the variable has.
     """
     whole = variable.value if value is None else value
-    set_raw(variable, None)
-    initialize(variable, _own_slice(engine, variable.shape, whole))
+    initialize_as(variable, _own_slice(engine, variable.shape, whole), initialize)
     variable._engine = engine
     variable._shard = _view(variable)
     variable._followers = []
@@ -178,7 +178,7 @@ class Spread:
             return values
         shards = verbs.after(gate, [values[i] for i in chosen])
         owners = [owners[i] for i in chosen]
-        wires = [self.read_in.get(id(owner), variable_dtype(owner)) for owner in owners]
+        wires = [self.read_in.get(id(owner), stored_dtype(owner)) for owner in owners]
         for i, whole in zip(chosen, gathered(self._engine, owners, shards, wires)):
             values[i] = whole
         return values
@@ -204,7 +204,7 @@ def _own_slice(engine: Any, shape: tuple, value: Any) -> Any:
 def _view(variable: keras.Variable) -> keras.Variable:
     view = keras.Variable(
         raw(variable),
-        dtype=variable_dtype(variable),
+        dtype=stored_dtype(variable),
         trainable=variable.trainable,
         name=variable.name,
     )

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from revkeras._keras import build_metrics, set_initial_epoch
-from revkeras.distribute import checkpoint
+from revkeras.distribute import sharded_checkpoint
 from revkeras.distribute.building import has_call
 from revkeras.distribute.model_optimizers import optimizers
 from revkeras.distribute.tensorflow.replay import iterator_at
@@ -27,7 +27,7 @@ def save(strategy: Any, directory: str | os.PathLike, keep: int = 3) -> str:
     for model in trained(strategy):
         strategy.publish_exactly(model)  # masters and shards, of which either is written, agree
     position, local = strategy.place()
-    folder = checkpoint.write(
+    folder = sharded_checkpoint.write(
         directory,
         strategy.state_pieces(),
         step=_step(strategy),
@@ -40,10 +40,12 @@ def save(strategy: Any, directory: str | os.PathLike, keep: int = 3) -> str:
     return str(folder)
 
 
-def restore(strategy: Any, directory: str | os.PathLike) -> checkpoint.Checkpoint | None:
+def restore(
+    strategy: Any, directory: str | os.PathLike
+) -> sharded_checkpoint.ShardedCheckpoint | None:
     """Takes the last good checkpoint on; see `ZeroStrategy.restore_checkpoint`."""
     trained(strategy)
-    found = checkpoint.newest(directory, rank=strategy.rank, size=strategy.size)
+    found = sharded_checkpoint.newest(directory, rank=strategy.rank, size=strategy.size)
     if found is None:
         return None
     shapes = {held.name: held.shape for held in held_by(strategy, written=False)}
@@ -149,7 +151,7 @@ class SaveAndResume(keras.callbacks.Callback):
         metrics = {name: v.numpy() for name, v in _metric_variables(self.model).items()}
         return position, {**metrics, "random": self._at_epoch}
 
-    def _resume(self, found: checkpoint.Checkpoint) -> None:
+    def _resume(self, found: sharded_checkpoint.ShardedCheckpoint) -> None:
         self._epoch, self._passed_over = found.position["epoch"], found.position["batch"]
         if found.size == self._strategy.size:
             self._metric_values = found.local(self._strategy.rank)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from revkeras._keras import set_path, set_shape, set_variable_key, track_variable
-from revkeras.distribute import births
+from revkeras.distribute import variable_creation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def described(
         `(variables, slots)`: the stand-ins for all its variables, and those of them
         that are slots, with the shapes that they would have.
     """
-    with births.unobserved():
+    with variable_creation.unobserved():
         clone, slots = _described(optimizer, paths, shapes, dtypes)
     return clone.variables, slots
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from revkeras._keras import variable_dtype
+from revkeras._keras import stored_dtype
 from revkeras.distribute.partition import StatePiece
 
 ReadRange = Callable[[str, int, int], np.ndarray]
@@ -41,7 +41,7 @@ class Held:
             values = np.reshape(keras.ops.convert_to_numpy(self.variable.value), (-1,))
             return values[: stop - start]
 
-        return StatePiece(self.name, self.shape, variable_dtype(self.variable), start, stop, read)
+        return StatePiece(self.name, self.shape, stored_dtype(self.variable), start, stop, read)
 
     def restore(self, read_range: ReadRange) -> None:
         """Takes this rank's part from a checkpoint."""

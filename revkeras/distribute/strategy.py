@@ -17,29 +17,29 @@ from revkeras._keras import (
     flatten_layers,
     initializer_of_variables,
     own_non_trainable_variables,
-    variable_dtype,
+    stored_dtype,
 )
 from revkeras._stack.stateless import spec_of
 from revkeras.distribute import (
-    births,
     deepspeed,
     engines,
-    layers,
     membership,
     model_optimizers,
-    models,
     resume,
+    sharded_layers,
 )
-from revkeras.distribute.building import has_call, is_built
+from revkeras.distribute.building import has_call, has_variables
 from revkeras.distribute.callbacks import Exact
-from revkeras.distribute.dataset import are_arrays, sharded, sources
+from revkeras.distribute.compiled_models import intercepted_compile, take_part
+from revkeras.distribute.data_sharding import are_arrays, sharded, sources
 from revkeras.distribute.first_batches import FirstBatches
 from revkeras.distribute.metrics import over_ranks
-from revkeras.distribute.optimizer import ZeroOptimizer, check_inner
 from revkeras.distribute.parameters import shard
 from revkeras.distribute.partition import StatePiece
 from revkeras.distribute.state import ReadRange
 from revkeras.distribute.training_state import held_by
+from revkeras.distribute.variable_creation import Initialize, intercepted_creation
+from revkeras.distribute.zero_optimizer import ZeroOptimizer, check_inner
 
 _current: list = []  # the strategy whose scope it is in
 
@@ -182,7 +182,10 @@ class ZeroStrategy:
             return
         _current.append(self)
         try:
-            with births.intercepted(self._born), models.intercepted(self):
+            with (
+                intercepted_creation(self._born),
+                intercepted_compile(self),
+            ):
                 yield self
         finally:
             _current.pop()
@@ -258,10 +261,10 @@ class ZeroStrategy:
         facts = model_optimizers.facts(self, model)
         membership.agree({**facts, "the model's dtype policy": model.dtype_policy.name})
         self.models = [m for m in self.models if m is not model] + [model]
-        if is_built(model):
+        if has_variables(model):
             self._prepare(model)
         if self.size > 1:
-            models.take_part(model, self, lambda x: self._build(model, x))
+            take_part(model, self, lambda x: self._build(model, x))
 
     def prepare(self, model: keras.Model) -> None:
         """Shards a built model, if that is not done already."""
@@ -275,7 +278,7 @@ class ZeroStrategy:
         """Builds a model that waited for its first batch."""
         if self._is_prepared(model):
             return
-        if not is_built(model):
+        if not has_variables(model):
             if not has_call(model):
                 raise ValueError(
                     f"The model '{model.name}' has no `call()` that could build its parts by the "
@@ -303,12 +306,12 @@ class ZeroStrategy:
         trainable = len(model.trainable_variables)
         membership.agree({"the number of the model's trainable variables": trainable})
         if self.stage == 3:
-            dtypes = layers.read_in(flatten_layers(model))
-            layers.arrange(model, self.engine, dtypes, self.shard_bytes, self._initializer)
+            dtypes = sharded_layers.dtypes_of_reads(flatten_layers(model))
+            sharded_layers.arrange(model, self.engine, dtypes, self.shard_bytes, self._initializer)
 
     def read_in(self, optimizer: ZeroOptimizer) -> dict[int, str]:
         """In which 16-bit dtypes an optimizer's models read their variables."""
-        return model_optimizers.read_in(self, optimizer)
+        return model_optimizers.dtypes_of_model_reads(self, optimizer)
 
     def shard(self, dataset: Any, batch_size: int | None = None) -> Any:
         """This worker's rows of each batch, for `fit` and `evaluate`.
@@ -415,14 +418,14 @@ class ZeroStrategy:
             id(v): v
             for layer in flatten_layers(model)
             for v in own_non_trainable_variables(layer)
-            if keras.backend.is_float_dtype(variable_dtype(v))
+            if keras.backend.is_float_dtype(stored_dtype(v))
         }
         values = verbs.snapshot([*updated.values()])
         means = over_ranks(values, ["mean"] * len(values), self.engine)
         for v, mean in zip(updated.values(), means):
             v.assign(mean)
 
-    def _born(self, variable: keras.Variable, value: Any, initialize: births.Initialize) -> None:
+    def _born(self, variable: keras.Variable, value: Any, initialize: Initialize) -> None:
         """Gives a variable that is made under the scope its value."""
         variable._revkeras_strategy = self
         self._initializer = initialize
@@ -443,20 +446,20 @@ class ZeroStrategy:
         for v in new:
             v.assign(self.engine.broadcast(v.value))
             if v.name == "seed_generator_state":
-                v.assign(v.value + ops.cast([_SEED_STEP * self.rank % 2**31, 0], variable_dtype(v)))
+                v.assign(v.value + ops.cast([_SEED_STEP * self.rank % 2**31, 0], stored_dtype(v)))
 
 
 _SEED_STEP = 1_000_003
 
 
 def _description(variable: keras.Variable) -> str:
-    return f"{variable.name} {tuple(variable.shape)} {variable_dtype(variable)}"
+    return f"{variable.name} {tuple(variable.shape)} {stored_dtype(variable)}"
 
 
 def _can_be_sharded(variable: keras.Variable, value: Any) -> bool:
     return (
         callable(value)
         and variable.trainable
-        and keras.backend.is_float_dtype(variable_dtype(variable))
+        and keras.backend.is_float_dtype(stored_dtype(variable))
         and len(variable.shape) > 0
     )

@@ -6,13 +6,13 @@ from typing import Any
 
 import keras
 
-from revkeras.distribute.building import is_built
-from revkeras.distribute.checkpoint import SEEDS, WEIGHTS, CheckpointError
+from revkeras.distribute.building import has_variables
 from revkeras.distribute.model_optimizers import optimizers
 from revkeras.distribute.parameters import is_sharded, shard_of
 from revkeras.distribute.partition import own_range
-from revkeras.distribute.places import numbered, variables_by_place
+from revkeras.distribute.sharded_checkpoint import SEEDS, WEIGHTS, CheckpointError
 from revkeras.distribute.state import Held
+from revkeras.distribute.variable_names import numbered, variables_by_place
 
 
 def held_by(strategy: Any, written: bool) -> Iterator[Held]:
@@ -100,7 +100,7 @@ def _built_optimizers(strategy: Any, model: keras.Model, written: bool) -> dict[
 
 
 def _check_built(model: keras.Model) -> None:
-    if not is_built(model):
+    if not has_variables(model):
         raise CheckpointError(
             f"The model '{model.name}' is not built: its variables would be made by its first "
             "batch, so there are none to save or to restore. Expected a model that knows its input "

@@ -81,7 +81,7 @@ class GenerativeModel(keras.Model):
         tokens[:, : prompt.shape[1]] = prompt
         done, rng = np.zeros(len(prompt), bool), np.random.default_rng(seed)
         if self not in _STEPS:
-            _STEPS[self] = _Step(self, self._prefix())
+            _STEPS[self] = _TokenStep(self, self._prefix())
         step = _STEPS[self]
         start, stop = 0, int(lengths.min())
         while stop < max_length and not done.all():
@@ -181,7 +181,7 @@ class GenerativeModel(keras.Model):
         return {"context_cache": cache, "context_mask": given["encoder_padding_mask"]}
 
 
-class _Step(keras.Model):
+class _TokenStep(keras.Model):
     """Tokens and a cache to the scores behind the last token, and the next cache.
 
     Not a functional model: the decoder returns more than in the graph it was built in,

@@ -13,7 +13,7 @@ from revkeras.models.transformer_blocks import AttentionBlock, FeedForwardBlock
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture:
+class ViTArchitecture:
     """The sizes of a vision transformer."""
 
     width: int
@@ -21,7 +21,7 @@ class Architecture:
     heads: int
 
 
-ARCHITECTURES = {"small": Architecture(384, 12, 6), "base": Architecture(768, 12, 12)}
+ARCHITECTURES = {"small": ViTArchitecture(384, 12, 6), "base": ViTArchitecture(768, 12, 12)}
 
 
 def RevViT(
@@ -118,7 +118,7 @@ def RevViT(
 
 
 def rev_vit_features(
-    a: Architecture, images: Any, patch_size: int, dropout: float, memory_mode: str
+    a: ViTArchitecture, images: Any, patch_size: int, dropout: float, memory_mode: str
 ) -> Any:
     """Both streams of all patches, concatenated and normalized."""
     x = keras.layers.Conv2D(a.width, patch_size, patch_size, name="patch_embedding")(images)

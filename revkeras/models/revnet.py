@@ -11,7 +11,7 @@ from revkeras.models.top import add_top, check_choice, check_top, image_input, w
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture:
+class RevNetArchitecture:
     """The sizes of one depth.
 
     Attributes:
@@ -35,15 +35,15 @@ class Architecture:
         return len(self.units) == 4
 
 
-def _for_cifar(units: int, last: int, bottleneck: bool = False) -> Architecture:
+def _for_cifar(units: int, last: int, bottleneck: bool = False) -> RevNetArchitecture:
     widths = [32, 64, last]
     channels = (32, *(4 * c if bottleneck else c for c in widths))
-    return Architecture((units,) * 3, channels, (1, 2, 2), bottleneck, (32, 32, 3), 10)
+    return RevNetArchitecture((units,) * 3, channels, (1, 2, 2), bottleneck, (32, 32, 3), 10)
 
 
-def _for_imagenet(*units: int) -> Architecture:
+def _for_imagenet(*units: int) -> RevNetArchitecture:
     channels = 128, *(4 * c for c in (128, 256, 512, 832))
-    return Architecture(units, channels, (1, 2, 2, 2), True, (224, 224, 3), 1000)
+    return RevNetArchitecture(units, channels, (1, 2, 2, 2), True, (224, 224, 3), 1000)
 
 
 ARCHITECTURES = {
@@ -137,7 +137,9 @@ def RevNet(
     return with_weights(model, weights)
 
 
-def revnet(a: Architecture, images: Any, top: Any, memory_mode: str, name: str) -> keras.Model:
+def revnet(
+    a: RevNetArchitecture, images: Any, top: Any, memory_mode: str, name: str
+) -> keras.Model:
     """A RevNet of any sizes; `top(features)` gives its output."""
     x = _stem(images, a)
     before = a.channels[0]
@@ -159,7 +161,7 @@ def revnet(a: Architecture, images: Any, top: Any, memory_mode: str, name: str) 
     return keras.Model(images, top(keras.layers.ReLU(name="post_relu")(x)), name=name)
 
 
-def _stem(images: Any, a: Architecture) -> Any:
+def _stem(images: Any, a: RevNetArchitecture) -> Any:
     large = a.is_for_imagenet
     convolution = _convolution(a.channels[0], 7 if large else 3, 2 if large else 1, "stem_conv")
     x = keras.layers.BatchNormalization(name="stem_bn")(convolution(images))

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 import revkeras
-from revkeras.distribute.optimizer import ZeroOptimizer
 from revkeras.distribute.parameters import raw
+from revkeras.distribute.zero_optimizer import ZeroOptimizer
 
 L, opt = keras.layers, keras.optimizers
 BATCH = 24  # divisible by 2, 3 and 4

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from revkeras.distribute import checkpoint, engines, membership
-from revkeras.distribute.checkpoint import CheckpointError
+from revkeras.distribute import engines, membership
+from revkeras.distribute import sharded_checkpoint as checkpoint
 from revkeras.distribute.partition import StatePiece
+from revkeras.distribute.sharded_checkpoint import CheckpointError
 
 directory = Path(sys.argv[1])
 engine = engines.choose()

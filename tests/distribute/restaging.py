@@ -7,7 +7,8 @@ import keras
 import numpy as np
 
 import revkeras
-from revkeras.distribute import ZeroStrategy, checkpoint
+from revkeras.distribute import ZeroStrategy
+from revkeras.distribute import sharded_checkpoint as checkpoint
 
 folder, stage = Path(sys.argv[1]), int(sys.argv[2])
 loss_file = folder / "loss.npy"

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from revkeras.distribute import checkpoint
-from revkeras.distribute.checkpoint import CheckpointError
+from revkeras.distribute import sharded_checkpoint as checkpoint
 from revkeras.distribute.partition import StatePiece
+from revkeras.distribute.sharded_checkpoint import CheckpointError
 from tests.distribute.workers import run_workers
 
 _CHECKPOINTS = Path(__file__).with_name("checkpoints.py")

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from revkeras.distribute.first_batches import COUNT, FirstBatches, digest
-from revkeras.distribute.tensorflow.dataset import rows_of_rank
+from revkeras.distribute.tensorflow.tf_dataset import rows_of_rank
 
 ROWS = 4
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from revkeras.distribute import meeting, membership
+from revkeras.distribute import membership
+from revkeras.distribute import rendezvous as meeting
 from revkeras.distribute.cluster import Cluster
 from revkeras.distribute.launch import free_ports
 from tests.distribute.workers import needs_horovod, run_separately, run_under_horovod

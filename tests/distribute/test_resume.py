@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from revkeras.distribute import CheckpointError, SaveAndResume, ZeroStrategy, checkpoint
+from revkeras.distribute import CheckpointError, SaveAndResume, ZeroStrategy
+from revkeras.distribute import sharded_checkpoint as checkpoint
 from tests.distribute.workers import needs_horovod, run_under_horovod, run_workers
 
 _RESUMING = Path(__file__).with_name("resuming.py")

@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype("float32
 def small_revnet(bottleneck=False, **options):
     """All that a RevNet has, in a stage each: a start without a change, and a halving."""
     channels = (8, 16, 32) if bottleneck else (8, 8, 12)
-    sizes = revnet.Architecture((2, 2), channels, (1, 2), bottleneck, (16, 16, 3), 10)
+    sizes = revnet.RevNetArchitecture((2, 2), channels, (1, 2), bottleneck, (16, 16, 3), 10)
     images = keras.Input((16, 16, 3))
     top = keras.layers.GlobalAveragePooling2D()
     mode = options.pop("memory_mode", "reversible")
@@ -38,7 +38,7 @@ def small_momentum_net(**options):
 
 def small_rev_vit(memory_mode="reversible"):
     images = keras.Input((16, 16, 3))
-    sizes = rev_vit.Architecture(width=8, depth=2, heads=2)
+    sizes = rev_vit.ViTArchitecture(width=8, depth=2, heads=2)
     return keras.Model(images, rev_vit.rev_vit_features(sizes, images, 8, 0.0, memory_mode))
 
 

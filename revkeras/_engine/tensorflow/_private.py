@@ -59,7 +59,7 @@ def vectorize_by(operation: tf.Operation, converter: Callable[[Any], list]) -> N
     operation.pfor_converter = converter
 
 
-def vectorized(operation: Any) -> list:
+def default_conversion(operation: Any) -> list:
     """What TensorFlow's own converter makes of an operation in a vectorized loop."""
     return list(pfor._pfor_converter_registry[operation.op_type](operation))
 

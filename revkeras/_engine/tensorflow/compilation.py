@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from revkeras._engine.tensorflow.graph import kept_by_graph, one_piece, repeated
-from revkeras._engine.tensorflow.tracing import tensors_of, trace
+from revkeras._engine.tensorflow.tracing import tensors_of, trace_function
 
 _PHILOX = tf.random.Algorithm.PHILOX.value
 _AUTO_SELECT = tf.random.Algorithm.AUTO_SELECT.value
@@ -23,7 +23,7 @@ def compiled(function: Callable) -> Callable:
         return one_piece(function)
 
     def with_philox(*arguments: Any) -> Any:
-        found = trace(function, arguments)
+        found = trace_function(function, arguments)
         definition = found.definition
         if not any(_draws(node) for node in definition.node):
             return function(*arguments)

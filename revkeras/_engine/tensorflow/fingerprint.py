@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from revkeras._engine.tensorflow._private import COLOCATION, CUSTOM_GRADIENT
-from revkeras._engine.tensorflow.tracing import trace
+from revkeras._engine.tensorflow.tracing import trace_function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Fingerprint:
 
 def fingerprint(function: Callable, arguments: Any) -> Fingerprint:
     """The fingerprint of `function(*arguments)`, for tensors of the arguments' specs."""
-    found = trace(function, arguments)
+    found = trace_function(function, arguments)
     definition = found.definition
     reader = _Reader({f.signature.name: f for f in definition.library.function})
     names = _numbered(definition.node)

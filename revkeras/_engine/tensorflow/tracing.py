@@ -10,7 +10,7 @@ from revkeras._engine.tensorflow._private import FuncGraph
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
+class TracedFunction:
     """A traced function.
 
     Attributes:
@@ -30,7 +30,7 @@ class Trace:
     is_used: list[bool]
 
 
-def trace(function: Callable, arguments: Any) -> Trace:
+def trace_function(function: Callable, arguments: Any) -> TracedFunction:
     """Traces `function(*arguments)`, for tensors of the arguments' shapes and dtypes."""
     graph = FuncGraph("trace")
     with graph.as_default():
@@ -45,7 +45,7 @@ def trace(function: Callable, arguments: Any) -> Trace:
         is_used = [bool(x.consumers()) for x in arguments]
     # Small eager tensors become constants, whose values the definition has.
     reads = [(outside, x) for outside, x in graph.captures if x.op.type == "Placeholder"]
-    return Trace(graph.as_graph_def(), arguments, reads, results, graph, is_used)
+    return TracedFunction(graph.as_graph_def(), arguments, reads, results, graph, is_used)
 
 
 def tensors_of(structure: Any) -> list[tf.Tensor]:

@@ -13,7 +13,11 @@ from typing import Any
 import tensorflow as tf
 
 from revkeras._engine.carry import Carry
-from revkeras._engine.tensorflow._private import same_in_all_rounds, vectorize_by, vectorized
+from revkeras._engine.tensorflow._private import (
+    default_conversion,
+    same_in_all_rounds,
+    vectorize_by,
+)
 from revkeras._engine.tensorflow.graph import copy_of, made_by
 from revkeras._engine.tensorflow.tracing import tensors_of
 
@@ -42,7 +46,7 @@ def _vectorized(varies: list[bool], rebuilt: list[int], operation: Any) -> list:
         rebuilt: Their positions among the operation's outputs.
         operation: The operation and its inputs, as TensorFlow gives them to a converter.
     """
-    outputs = vectorized(operation)
+    outputs = default_conversion(operation)
     captured = [False] * (operation.num_inputs - len(varies))
     given = list(zip(operation.inputs, [*varies, *captured], strict=True))
     if any(x.is_stacked and not varies for x, varies in given):

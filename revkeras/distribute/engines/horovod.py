@@ -9,7 +9,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from revkeras._engine.tensorflow._private import is_stateful
-from revkeras.distribute import meeting, membership
+from revkeras.distribute import membership, rendezvous
 from revkeras.distribute.cluster import Cluster
 from revkeras.distribute.engines.collectives import Collectives
 from revkeras.distribute.engines.wire import is_16_bit
@@ -102,7 +102,7 @@ class HorovodEngine(Collectives):
         if self.rank != 0:
             return membership.join(cluster, self._told(""))
         host = os.environ.get("HOROVOD_HOSTNAME") or socket.gethostname()
-        listener = meeting.listen(f"{'127.0.0.1' if host == 'localhost' else host}:0")
+        listener = rendezvous.listen(f"{'127.0.0.1' if host == 'localhost' else host}:0")
         address = f"{listener.getsockname()[0]}:{listener.getsockname()[1]}"
         if address.startswith("0.0.0.0:"):
             address = f"{host}:{listener.getsockname()[1]}"

@@ -14,14 +14,14 @@ from revkeras._keras import (
     is_autocast,
     own_non_trainable_variables,
     own_trainable_variables,
-    variable_dtype,
+    stored_dtype,
 )
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint, call_checkpointed
 from revkeras.distribute.parameters import Spread, is_sharded, unshard
 
 
-def read_in(layers: Iterable[keras.layers.Layer]) -> dict[int, str]:
+def dtypes_of_reads(layers: Iterable[keras.layers.Layer]) -> dict[int, str]:
     """By variables' `id`, the 16-bit dtype in which their layers read them, if all do."""
     found: dict[int, set[str]] = {}
     for layer in layers:
@@ -29,7 +29,7 @@ def read_in(layers: Iterable[keras.layers.Layer]) -> dict[int, str]:
         for v in own_trainable_variables(layer):
             is_plain = v.regularizer is None and v.constraint is None
             rounds = reads in ("float16", "bfloat16") and is_autocast(v) and is_plain
-            found.setdefault(id(v), set()).add(reads if rounds else variable_dtype(v))
+            found.setdefault(id(v), set()).add(reads if rounds else stored_dtype(v))
     return {key: dtypes.pop() for key, dtypes in found.items() if len(dtypes) == 1}
 
 
@@ -41,7 +41,7 @@ def arrange(
     Args:
         model: A built model whose variables are sharded.
         engine: The engine that the ranks communicate by.
-        dtypes: What `read_in` found.
+        dtypes: What `dtypes_of_reads` found.
         shard_bytes: Integer, from how many bytes on a layer's parameters stay sharded.
         initialize: Sets what a Keras variable keeps its value in.
     """

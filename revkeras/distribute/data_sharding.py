@@ -9,7 +9,7 @@ import numpy as np
 
 from revkeras.distribute import membership
 from revkeras.distribute.first_batches import FirstBatches
-from revkeras.distribute.tensorflow.dataset import (
+from revkeras.distribute.tensorflow.tf_dataset import (
     is_dataset,
     parts,
     rows_if_even,

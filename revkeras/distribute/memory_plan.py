@@ -8,18 +8,18 @@ import keras
 import ml_dtypes  # noqa: F401  makes NumPy know "bfloat16"
 import numpy as np
 
-from revkeras._keras import flatten_layers, learning_rate_variable, variable_dtype
+from revkeras._keras import flatten_layers, learning_rate_variable, stored_dtype
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
-from revkeras.distribute import layers
-from revkeras.distribute.optimizer import ELEMENTWISE
+from revkeras.distribute import sharded_layers
 from revkeras.distribute.partition import grouped
+from revkeras.distribute.zero_optimizer import ELEMENTWISE
 
 _MASTER = 4  # bytes of a float32
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """The bytes of training state that one worker holds, and those that it sends.
 
     Activations are not among them. `print` shows it as a table.
@@ -100,7 +100,7 @@ def plan(
     bucket_bytes: int = 2**25,
     shard_bytes: int = 2**16,
     compute_bytes: int = 4,
-) -> Plan:
+) -> MemoryPlan:
     """Computes what each of `workers` needs to train a model at a stage of ZeRO.
 
     For optimizers that look at whole variables, such as Muon, a worker's part is as even
@@ -119,7 +119,7 @@ def plan(
             for mixed precision. Defaults to `4`.
 
     Returns:
-        A `Plan`.
+        A `revkeras.distribute.Plan`.
 
     Raises:
         ValueError: if an argument is out of range, or the model is not built.
@@ -171,7 +171,7 @@ def _planned(
     workers: int,
     bucket_bytes: int,
     deals_whole: bool = False,
-) -> Plan:
+) -> MemoryPlan:
     """The arithmetic.
 
     Args:
@@ -187,11 +187,11 @@ def _planned(
     slots = sum(u.slots for u in units)
     gradients = sum(u.elements for u in units) * _MASTER
     if workers == 1:
-        return Plan(0, 1, whole + fixed, 0, slots, gradients, 0, 0)
+        return MemoryPlan(0, 1, whole + fixed, 0, slots, gradients, 0, 0)
     share = (workers - 1) / workers
     reads = sum(u.elements * u.read for u in units)
     if stage < 3:
-        return Plan(
+        return MemoryPlan(
             stage,
             workers,
             parameters=whole + fixed,
@@ -208,7 +208,7 @@ def _planned(
     reads = sum(u.elements * u.read for u in sharded)
     scattered = sum(u.elements for u in sharded) * _MASTER
     to_and_fro = 2 * scattered if deals_whole else 0
-    return Plan(
+    return MemoryPlan(
         stage,
         workers,
         parameters=fixed
@@ -243,9 +243,9 @@ def _largest_bucket(units: Sequence[Unit], bucket_bytes: int, deals_whole: bool)
 def _units_of(
     model: keras.Model, optimizer: keras.optimizers.Optimizer, shard_bytes: int
 ) -> Iterator[Unit]:
-    reads = layers.read_in(flatten_layers(model))
+    reads = sharded_layers.dtypes_of_reads(flatten_layers(model))
     seen: set[int] = set()
-    for layer in layers.units(model):
+    for layer in sharded_layers.units(model):
         is_stack = isinstance(layer, ReversibleSequential)
         for part in layer.layers if is_stack else [layer]:
             own = [v for v in part.trainable_variables if id(v) not in seen]
@@ -295,7 +295,7 @@ def _slot_bytes(
 
 
 def _bytes(variable: keras.Variable) -> int:
-    return math.prod(variable.shape) * _itemsize(variable_dtype(variable))
+    return math.prod(variable.shape) * _itemsize(stored_dtype(variable))
 
 
 def _itemsize(dtype: str) -> int:

@@ -15,7 +15,7 @@ KERAS_OWN: Initialize = initializer_of_variables()
 
 
 @contextlib.contextmanager
-def intercepted(born: Callable[[keras.Variable, Any, Initialize], None]) -> Iterator[None]:
+def intercepted_creation(born: Callable[[keras.Variable, Any, Initialize], None]) -> Iterator[None]:
     """Within it, `born(variable, value, initialize)` gives Keras variables their values.
 
     `value` is a tensor or a function that returns one; `initialize(variable, value)` is what

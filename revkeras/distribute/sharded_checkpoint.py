@@ -103,7 +103,7 @@ def write(
     return directory / name
 
 
-class Checkpoint:
+class ShardedCheckpoint:
     """A complete checkpoint, opened for reading.
 
     Args:
@@ -219,7 +219,9 @@ class Checkpoint:
         return json.loads(body)
 
 
-def newest(directory: str | os.PathLike, *, rank: int = 0, size: int = 1) -> Checkpoint | None:
+def newest(
+    directory: str | os.PathLike, *, rank: int = 0, size: int = 1
+) -> ShardedCheckpoint | None:
     """Opens the last good checkpoint; to be called by all ranks together.
 
     Damaged and half-written ones are named in a warning and passed over. The ranks
@@ -231,7 +233,7 @@ def newest(directory: str | os.PathLike, *, rank: int = 0, size: int = 1) -> Che
         size: Integer, how many workers there are.
 
     Returns:
-        A `Checkpoint`, or `None` if there is none.
+        A `ShardedCheckpoint`, or `None` if there is none.
 
     Raises:
         CheckpointError: if there are some and all are damaged.
@@ -247,7 +249,7 @@ def newest(directory: str | os.PathLike, *, rank: int = 0, size: int = 1) -> Che
             continue
         checkpoint, problems = None, []
         try:
-            checkpoint = Checkpoint(directory / name)
+            checkpoint = ShardedCheckpoint(directory / name)
             problems = checkpoint.problems(range(rank, checkpoint.size, size))
         except CheckpointError as error:
             problems = [str(error)]

@@ -11,14 +11,14 @@ import keras
 
 from revkeras._engine import verbs
 from revkeras._keras import compile_config
-from revkeras.distribute import births, membership
+from revkeras.distribute import membership, variable_creation
 from revkeras.distribute.callbacks import SameData, only_from_rank_0, refuse_unfit
-from revkeras.distribute.dataset import RowsOfRank
+from revkeras.distribute.data_sharding import RowsOfRank
 from revkeras.distribute.files import exporting_together, saving_together
 from revkeras.distribute.metrics import LogsOfAllRanks
 from revkeras.distribute.model_optimizers import facts, in_attributes
-from revkeras.distribute.optimizer import ZeroOptimizer
 from revkeras.distribute.start import start_together
+from revkeras.distribute.zero_optimizer import ZeroOptimizer
 
 _LENGTHS = (
     *("epochs", "initial_epoch", "steps_per_epoch"),
@@ -27,7 +27,7 @@ _LENGTHS = (
 
 
 @contextlib.contextmanager
-def intercepted(strategy: Any) -> Iterator[None]:
+def intercepted_compile(strategy: Any) -> Iterator[None]:
     """Within it, the strategy takes on the models that are compiled."""
     compile, from_config = keras.Model.compile, keras.Model.compile_from_config
 
@@ -85,7 +85,7 @@ def take_part(model: keras.Model, strategy: Any, prepare: Callable[[Any], None])
     model.get_metrics_result = logs.get_metrics_result
     for name in ("save", "save_weights"):
         setattr(model, name, saving_together(model, name, strategy))
-    model.export = exporting_together(model, strategy, births.KERAS_OWN)
+    model.export = exporting_together(model, strategy, variable_creation.KERAS_OWN)
     for name in ("fit", "evaluate", "predict"):
         setattr(model, name, _from_rank_0(getattr(type(model), name), model, strategy))
 

@@ -19,10 +19,10 @@ from revkeras._keras import (
     raw,
     set_path,
     set_variable_key,
-    variable_dtype,
+    stored_dtype,
     variables_to_update,
 )
-from revkeras.distribute import births, slots
+from revkeras.distribute import slots, variable_creation
 from revkeras.distribute.clipping import Clipping
 from revkeras.distribute.exchange import Exchange, make_groups
 from revkeras.distribute.optimizer_state import File, OptimizerState, Owned
@@ -125,7 +125,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         dtypes = self.strategy.read_in(self)
         variables, inner, core = list(variables), self._hidden.inner, self._hidden.core
         _refuse_overwritten(variables)
-        with verbs.eager_scope(), births.unobserved():
+        with verbs.eager_scope(), variable_creation.unobserved():
             super().build(variables)
             self._whole = type(core) not in ELEMENTWISE
             with verbs.place(self._offload):
@@ -169,7 +169,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
             if i in segments:
                 piece = self._master(v, value, *hidden.ranges[i])
                 if is_sharded(v):
-                    add_follower(v, piece, dtypes.get(id(v), variable_dtype(v)))
+                    add_follower(v, piece, dtypes.get(id(v), stored_dtype(v)))
                 hidden.pieces[i] = masters[i] = piece
         self._n = len(hidden.pieces)
         # So that no rank is without a piece: all take the same steps.
@@ -177,7 +177,7 @@ class ZeroOptimizer(keras.optimizers.Optimizer):
         hidden.exchange = Exchange(engine, variables, groups, masters)
 
     def _master(self, variable: Any, value: Any, start: int, stop: int) -> keras.Variable:
-        dtype = "float64" if variable_dtype(variable) == "float64" else "float32"
+        dtype = "float64" if stored_dtype(variable) == "float64" else "float32"
         values = ops.cast(ops.reshape(value, (-1,))[start:stop], dtype)
         if self._whole:
             values = ops.reshape(values, tuple(variable.shape))
