@@ -26,7 +26,8 @@ def run_step(layer, *inputs, graph=True, jit_compile=False, **arguments):
     floats = {k: v for k, v in arguments.items() if tf.is_tensor(v) and v.dtype.is_floating}
     sources = [*inputs, *floats.values()]
     feed = inputs[0] if len(inputs) == 1 else inputs
-    layer(feed, **arguments)  # builds
+    if not layer.built:
+        layer(feed, **arguments)
     before = [v.numpy() for v in layer.variables]
 
     def step():
@@ -41,7 +42,7 @@ def run_step(layer, *inputs, graph=True, jit_compile=False, **arguments):
         return outputs, losses, gradients
 
     if graph:
-        step = tf.function(step, jit_compile=jit_compile)
+        step = tf.function(step, jit_compile=jit_compile, autograph=False)  # as Keras's own steps
     outputs, losses, gradients = step()
     state = [v.numpy() for v in layer.variables]
     for variable, value in zip(layer.variables, before):
