@@ -78,7 +78,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_same_weights(name):
-    """With optimizers that are built, so that a step is traced once; other tests build none."""
+    """With optimizers that are built, so that a step is traced once; others have it build them."""
     found = []
     for optimizer in FusedUpdate(OPTIMIZERS[name]()), OPTIMIZERS[name]():
         model = model_of()
