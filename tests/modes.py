@@ -23,7 +23,8 @@ class Result:
 def run_step(layer, *inputs, graph=True, jit_compile=False, **arguments):
     """One forward and backward pass of `layer`; its state is put back afterwards."""
     inputs = [keras.ops.convert_to_tensor(x) for x in inputs]
-    layer(inputs[0] if len(inputs) == 1 else inputs, **arguments)  # builds
+    if not layer.built:
+        layer(inputs[0] if len(inputs) == 1 else inputs, **arguments)
     outputs, losses, gradients, state = differentiated(layer, inputs, arguments, graph, jit_compile)
     n = len(gradients) - len(layer.trainable_variables)
     return Result(*map(_numpy, (outputs, losses, gradients[:n], gradients[n:], state)))

@@ -17,7 +17,7 @@ def normal(*shape):
     return np.random.default_rng(0).standard_normal(shape).astype("float32")
 
 
-def blocks(channels, n=6):
+def blocks(channels, n=4):
     return [
         keras.Sequential([L.Dense(channels, activation="tanh"), L.Dropout(0.2), L.Dense(channels)])
         for _ in range(n)

@@ -18,8 +18,6 @@ DOORS = {
     "distribute/data_sharding.py": "revkeras.distribute.tensorflow.tf_dataset",
     "distribute/resume.py": "revkeras.distribute.tensorflow.replay",
 }
-# The layer that users see, and the engine's verb of the same name.
-SHARED = {"checkpoint"}
 
 
 def names_tensorflow(source):
@@ -166,7 +164,7 @@ def test_module_and_class_names_are_unique():
     modules = [path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
     folders = [path for path in PACKAGE.rglob("*") if (path / "__init__.py").exists()]
     stems = collections.Counter(path.stem for path in {*modules, *folders})
-    assert {stem for stem, n in stems.items() if n > 1} == {"tensorflow"} | SHARED
+    assert {stem for stem, n in stems.items() if n > 1} == {"tensorflow"}
     nodes = [node for path in modules for node in ast.walk(ast.parse(path.read_text()))]
     classes = [node.name.lstrip("_") for node in nodes if isinstance(node, ast.ClassDef)]
     assert not {name for name, n in collections.Counter(classes).items() if n > 1}

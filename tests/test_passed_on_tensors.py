@@ -158,7 +158,7 @@ def gradients(layer, inputs, context, used, graph, inverse, training=False):
         sources = [*tf.nest.flatten(inputs), *([] if context is None else [context])]
         return tape.gradient(total, [*sources, *(w.value for w in layer.trainable_weights)])
 
-    return (tf.function(compute) if graph else compute)()
+    return (tf.function(compute, autograph=False) if graph else compute)()
 
 
 def assert_gradients_agree(found, expected):

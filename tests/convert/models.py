@@ -123,7 +123,7 @@ def gradients(model, data):
     """A training step in a graph: outputs, losses, gradients and states; states stay."""
     before = [v.numpy() for v in model.variables]
 
-    @tf.function
+    @tf.function(autograph=False)
     def step():
         with tf.GradientTape() as tape:
             outputs = tf.nest.flatten(model(data, training=True))

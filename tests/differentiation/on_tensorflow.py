@@ -25,7 +25,7 @@ def differentiated(layer, inputs, arguments, graph, jit_compile):
         return outputs, losses, tape.gradient(total, [*sources, *(w.value for w in weights)])
 
     if graph:
-        step = tf.function(step, jit_compile=jit_compile)
+        step = tf.function(step, jit_compile=jit_compile, autograph=False)  # as Keras's own steps
     results = step()
     state = [v.numpy() for v in layer.variables]
     for variable, value in zip(layer.variables, before):
