@@ -39,7 +39,7 @@ from exactness_report import Configuration, Figure, Measurement, measurement_fro
 
 import revkeras
 from revkeras._engine.tensorflow import passes
-from revkeras.checks.errors import relative_error
+from revkeras._round_trip import relative_error
 from revkeras.couplings import Additive, Affine, Momentum
 from revkeras.layers import SpaceToDepth
 

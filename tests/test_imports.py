@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 LOADED = {
     "_engine",
     "_keras",
+    "_round_trip",
     "_stack",
     "_unloaded",
     "checkpoint",

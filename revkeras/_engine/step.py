@@ -29,6 +29,8 @@ class Step:
             on tensors of the same shapes and dtypes, or `None` if only the graph can tell.
         owners: The variables, or tensors, whose values `weights` are.
         state_owners: Those whose values `state` is.
+        pull_back: `pull_back(carry, fx, dcarry)`, the gradients of `couple` by its two
+            arguments, where it is known without differentiating.
         exact: Whether the block must give the same bits when it is replayed.
         settles: Whether it is replayed on the state that it left, not the one
             that it found.
@@ -48,6 +50,7 @@ class Step:
     structure: Hashable | None = None
     owners: tuple = ()
     state_owners: tuple = ()
+    pull_back: Callable | None = None
     exact: bool = False
     settles: bool = False
     compiled: bool = False

@@ -145,9 +145,9 @@ def backward_pass(step: Step, block: Callable) -> Callable:
         same_fx = block(source, weights, state)[0] if step.exact else fx
         inputs = step.uncouple(outputs, same_fx, source)
         inputs = verbs.finite(inputs, f"The input of {step.name} was rebuilt with")
-        _, through_coupling = verbs.vjp(step.couple, inputs, fx)
+        pull_back = step.pull_back or (lambda *args: _pulled_back(step.couple, *args))
         _, through_source = verbs.vjp(step.source, inputs)
-        dinputs, dfx = through_coupling(doutputs)
+        dinputs, dfx = pull_back(inputs, fx, doutputs)
         dsource, dweights = through_block((dfx, dsides))
         (more,) = through_source(dsource)
         return inputs, verbs.add_gradients(dinputs, more), dweights
@@ -161,3 +161,7 @@ def backward_pass(step: Step, block: Callable) -> Callable:
         return inputs, *pull_back((doutputs, dsides))
 
     return rebuild_and_differentiate if step.recover else differentiate
+
+
+def _pulled_back(couple: Callable, carry: Carry, fx: list, dcarry: Carry) -> tuple[Carry, list]:
+    return verbs.vjp(couple, carry, fx)[1](dcarry)

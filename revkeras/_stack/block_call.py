@@ -20,7 +20,7 @@ from revkeras._stack.stateless import (
 )
 from revkeras._stack.streams import in_dtype
 from revkeras._stack.structure import structure_of
-from revkeras.couplings import Coupling
+from revkeras.couplings import Coupling, rule_of
 from revkeras.debugging import checks_enabled
 
 
@@ -101,6 +101,7 @@ class BlockCall:
             self._structure([*function.trainable, *function.state]),
             owners=(*function.trainable, *floats),
             state_owners=(*function.state, *others),
+            pull_back=self._pull_back if rule_of(self.coupling) else None,
             exact=self.coupling.exact,
             compiled=self.jit_compile and supports_jit(self.layer),
             inference=self.training is False,
@@ -116,6 +117,7 @@ class BlockCall:
             couple=self._uncouple,
             recover=lambda carry, weights, state: self._source(carry),
             uncouple=lambda carry, fx, source: self._couple(carry, fx),
+            pull_back=None,
         )
 
     def _structure(self, variables: list) -> Hashable | None:
@@ -153,6 +155,13 @@ class BlockCall:
         x0, x1, *kept = self.coupling.uncouple(own, fx)
         log_det = [t - self._log_det(fx, x0, t.dtype) for t in carry.log_det]
         return carry._replace(streams=(x0, x1), log_det=tuple(log_det), kept=tuple(kept))
+
+    def _pull_back(self, carry: Carry, fx: list, dcarry: Carry) -> tuple[Carry, list]:
+        if carry.log_det:
+            return verbs.vjp(self._couple, carry, fx)[1](dcarry)
+        dstreams, *dfx = self.coupling.pull_back(carry.streams, self._update(fx), dcarry.streams)
+        dfx = [d if d is None else in_dtype(d, t.dtype) for d, t in zip(dfx, fx, strict=True)]
+        return dcarry._replace(streams=tuple(dstreams)), dfx
 
     def _log_det(self, fx: Any, stream: Any, dtype: Any) -> Any:
         return keras.ops.cast(self.coupling.log_det(fx, stream), dtype)

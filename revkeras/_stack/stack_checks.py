@@ -10,14 +10,12 @@ import numpy as np
 
 from revkeras._engine import verbs
 from revkeras._keras import flatten_layers, own_seed_generators
+from revkeras._round_trip import TOLERANCES, worst_error
 from revkeras._stack.block_call import BlockCall
 from revkeras._stack.call_arguments import argument_names, required_arguments
 from revkeras._stack.invertible_call import InvertibleCall, invert, is_invertible
 from revkeras.couplings import Coupling
-from revkeras.couplings.check import to_float64
 from revkeras.couplings.depth import DepthLimit, known_limit, tried_limit
-
-_TOLERANCE = {"float64": 1e-6, "float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
 
 
 def check_layers(layers: Any, argument: str = "layers") -> None:
@@ -186,10 +184,9 @@ def check_layer_inverse(call: InvertibleCall, source: keras.KerasTensor) -> None
             if None in source.shape[1:]:
                 return
             raise
-        found = to_float64(found)
-        error = np.max(np.abs(found - x), initial=0.0) if found.shape == x.shape else np.inf
-        tolerance = _TOLERANCE[source.dtype]
-        if not error <= tolerance * np.max(np.abs(x), initial=1.0):
+        error, relative, _ = worst_error([found], [x])
+        tolerance = TOLERANCES[source.dtype].wrong
+        if relative > tolerance:
             raise ValueError(
                 f"{call.name} does not undo itself: with training={training}, inverse(call(x)), "
                 f"of shape {found.shape}, differs from x, of shape {x.shape}, by {error:.3g} on "

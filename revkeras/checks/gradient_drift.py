@@ -13,7 +13,7 @@ import numpy as np
 from revkeras._engine import verbs, walk
 from revkeras._engine.carry import Carry, Layout
 from revkeras._engine.step import Step
-from revkeras.checks.errors import relative_error
+from revkeras._round_trip import relative_error
 from revkeras.checks.observation import ensure_built, observed, require_stack, trace
 
 

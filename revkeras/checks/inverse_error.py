@@ -10,11 +10,10 @@ import keras
 import numpy as np
 
 from revkeras import couplings
+from revkeras._round_trip import TOLERANCES, worst_error
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras._stack.streams import is_pair
-from revkeras.checks.errors import worst_error
 from revkeras.checks.observation import Trace, ensure_built, observed, tracing
-from revkeras.couplings.check import TOLERANCE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +137,8 @@ def check_inverse(
             f"{shapes[1]}, received {shapes[0]}."
         )
     if tolerance is None:
-        dtypes = {keras.backend.standardize_dtype(x.dtype) for x in found} & TOLERANCE.keys()
-        tolerance = max(TOLERANCE[name] for name in {dtype, *dtypes})
+        dtypes = {keras.backend.standardize_dtype(x.dtype) for x in found} & TOLERANCES.keys()
+        tolerance = max(TOLERANCES[name].pair for name in {dtype, *dtypes})
     result = InverseError(title, *worst_error(found, expected), tolerance)
     if trace:
         result = dataclasses.replace(result, block=_worst_block(trace, tolerance))
@@ -211,9 +210,9 @@ def _checked_dtype(dtype: Any) -> str:
         name = keras.backend.standardize_dtype(dtype or "float32")
     except (TypeError, ValueError):
         name = None
-    if name not in TOLERANCE:
+    if name not in TOLERANCES:
         raise ValueError(
-            f"Invalid value for argument `dtype`: expected one of {sorted(TOLERANCE)}, received "
+            f"Invalid value for argument `dtype`: expected one of {sorted(TOLERANCES)}, received "
             f"dtype={dtype!r}."
         )
     return name

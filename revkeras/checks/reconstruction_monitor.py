@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from revkeras.checks.errors import is_finite, relative_error
+from revkeras._round_trip import is_finite, relative_error
 from revkeras.checks.observation import Trace, observed, require_stack, tracing
 
 

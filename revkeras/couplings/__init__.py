@@ -3,7 +3,7 @@
 from revkeras.couplings.additive import Additive
 from revkeras.couplings.affine import Affine
 from revkeras.couplings.check import check_coupling
-from revkeras.couplings.coupling import Coupling
+from revkeras.couplings.coupling import Coupling, rule_of
 from revkeras.couplings.leapfrog import Leapfrog
 from revkeras.couplings.momentum import Momentum
 from revkeras.couplings.pair import Pair, from_functions
@@ -19,4 +19,5 @@ __all__ = [
     "check_coupling",
     "from_functions",
     "resolve",
+    "rule_of",
 ]

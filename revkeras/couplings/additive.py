@@ -62,6 +62,10 @@ class Additive(Coupling):
         fx, beyond = self._absorb(fx)
         return [x1, x0 + fx, saturated + beyond]
 
+    def pull_back(self, streams: tuple, fx: Any, doutputs: tuple) -> tuple[list, Any]:
+        dy0, dy1 = doutputs
+        return [dy1, dy0], dy1
+
     def uncouple(self, outputs: list, fx: Any) -> list:
         if not self.exact:
             return super().uncouple(outputs, fx)

@@ -53,6 +53,11 @@ class Coupling:
         y0, y1 = outputs
         return [self.inverse(y1, fx), y0]
 
+    # `pull_back(streams, fx, doutputs) -> (dstreams, dfx)`, if a class knows the gradients of its
+    # `couple` by its two arguments: else they are found by evaluating it once more. Gradients are
+    # `None` where there is none. With several updates, `(dstreams, dfx, ...)`.
+    pull_back = None
+
     def separate(self, outputs: Any, stream: Any) -> tuple[Any, list]:
         """A block's output as `(fx, extras)`: what the coupling uses, and the rest.
 
@@ -126,3 +131,15 @@ class Coupling:
     @classmethod
     def from_config(cls, config: dict) -> "Coupling":
         return cls(**config)
+
+
+def rule_of(coupling: Coupling) -> Any:
+    """The coupling's `pull_back`, if it is the gradient of the `couple` that it has."""
+    if coupling.exact or {"couple", "forward"} & vars(coupling).keys():
+        return None
+    for kind in type(coupling).__mro__:
+        if "pull_back" in vars(kind):
+            return coupling.pull_back
+        if {"couple", "forward"} & vars(kind).keys():
+            return None
+    return None

@@ -7,12 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from revkeras.couplings.check import to_float64
+from revkeras._round_trip import TOLERANCES, to_float64
 from revkeras.couplings.coupling import Coupling
-
-# Gradients are off by about 1% where rebuilt streams are off by 3e-4 in the mean. Additive
-# couplings of hundreds of blocks are off by more in 16 bits, as plain training is.
-_TOLERANCE = {"float64": 3e-4, "float32": 3e-4, "float16": 8e-3, "bfloat16": 6e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +61,7 @@ def tried_limit(
         except Exception:  # noqa: S112 - written for the sizes that the stream really has
             continue
         means = np.cumsum(errors) / np.arange(1, len(errors) + 1)
-        beyond = np.flatnonzero(~(means <= _TOLERANCE[dtype]))
+        beyond = np.flatnonzero(~(means <= TOLERANCES[dtype].stack))
         return DepthLimit(max(1, int(beyond[0])), _distinct(couplings)) if beyond.size else None
     return None
 
