@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from revkeras.distribute import membership
+from tests.compiling import compiled
 from tests.distribute import cases
 
 
@@ -67,8 +68,7 @@ class Once:
 def different_data():
     """All ranks refuse to train where they would read different batches, and name the ranks."""
     with strategy.scope():
-        model = cases.one_layer()
-        model.compile(strategy.optimizer(keras.optimizers.SGD(0.1)), "mse")
+        model = compiled(cases.one_layer(), strategy.optimizer(keras.optimizers.SGD(0.1)))
     refused = {
         "shuffle": lambda: reading(),
         "map": lambda: racing(deterministic=False),

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tests.compiling import compiled
 from tests.distribute import cases
 
 L = keras.layers
@@ -53,7 +54,7 @@ def logs_of_custom_steps():
     with strategy.scope():
         model = OwnSteps()
         model.build((None, 10))
-        model.compile(strategy.optimizer(keras.optimizers.SGD(0.1)))
+        compiled(model, strategy.optimizer(keras.optimizers.SGD(0.1)), loss=None)
     seen = Seen()
     plateau = {"mode": "min", "patience": 1, "factor": 0.5, "min_delta": 1e-2}
     history = model.fit(
@@ -126,7 +127,7 @@ def aggregations():
     with strategy.scope():
         model = cases.one_layer()
         optimizer = strategy.optimizer(keras.optimizers.SGD(0.1))
-        model.compile(optimizer, "mse", metrics=[Aggregated()])
+        compiled(model, optimizer, metrics=[Aggregated()])
     expected = {"sum": 14, "mean": 7, "none": 7, "only_first_replica": 2}
     found = model.fit(strategy.shard(batches), verbose=0).history
     for name, number in expected.items():

@@ -10,6 +10,7 @@ import tensorflow as tf
 import revkeras
 from revkeras.distribute import CheckpointError, ZeroStrategy
 from revkeras.layers import ActNorm
+from tests.compiling import compiled
 
 L = keras.layers
 PARTS = "generator", "discriminator"
@@ -125,10 +126,9 @@ def starting():
 
     alone = build()
     with sharding.scope():
-        model = build()
-        model.compile(sharding.optimizer(keras.optimizers.SGD(0.1)), "mse")
+        model = compiled(build(), sharding.optimizer(keras.optimizers.SGD(0.1)))
     alone.set_weights(model.get_weights())
-    alone.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    compiled(alone, keras.optimizers.SGD(0.1), jit_compile=False)
     for data in batches.take(3), batches.skip(3).take(3):
         alone.fit(data, verbose=0)
         model.fit(sharding.shard(data), verbose=0)

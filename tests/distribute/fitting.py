@@ -18,6 +18,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+from tests.compiling import compiled  # noqa: E402
 from tests.distribute import cases  # noqa: E402
 
 L = keras.layers
@@ -47,7 +48,7 @@ def as_one_process():
 
     def train(model, optimizer, shard, callbacks):
         callbacks = [*callbacks, keras.callbacks.ReduceLROnPlateau(patience=0, min_delta=0.05)]
-        model.compile(optimizer, "mse", metrics=["mae"], jit_compile=False)
+        compiled(model, optimizer, metrics=["mae"], jit_compile=False)
         options = {"validation_data": shard(batches(96)), "callbacks": callbacks}
         history = model.fit(shard(batches(96)), epochs=3, verbose=0, **options)
         return history.history, model.get_weights()
@@ -171,9 +172,9 @@ def compiled_again():
         (other, other_alone, False),
     ):
         ours.layers[0].trainable = theirs.layers[0].trainable = not frozen
-        theirs.compile(keras.optimizers.Muon(1e-2), "mse", jit_compile=False)
+        compiled(theirs, keras.optimizers.Muon(1e-2), jit_compile=False)
         with strategy.scope():
-            ours.compile(strategy.optimizer(keras.optimizers.Muon(1e-2)), "mse")
+            compiled(ours, strategy.optimizer(keras.optimizers.Muon(1e-2)))
         for _ in range(2):
             ours.train_on_batch(x[:24][rows], y[:24][rows])
             theirs.train_on_batch(x[:24], y[:24])
@@ -199,7 +200,7 @@ class Counting(L.Layer):
 def states_that_are_means():
     with strategy.scope():
         model = keras.Sequential([keras.Input((10,)), Counting(), L.Dense(3)])
-        model.compile(strategy.optimizer(keras.optimizers.SGD(0.1)), "mse")
+        compiled(model, strategy.optimizer(keras.optimizers.SGD(0.1)))
     for _ in range(3):
         model.train_on_batch(x[:24], y[:24])
     assert equal_on_all(float(model.layers[0].calls.numpy())) == 3
@@ -229,8 +230,7 @@ def datasets():
     assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, x.tolist()))
 
     with strategy.scope():
-        model = cases.dense()
-        model.compile(strategy.optimizer(keras.optimizers.SGD(0.1)), "mse")
+        model = compiled(cases.dense(), strategy.optimizer(keras.optimizers.SGD(0.1)))
     equal_on_all(model.fit(strategy.shard(Rows(5)), verbose=0, epochs=2).history)
     refused = {
         "knows how many batches": batches().filter(lambda a, b: True),
@@ -253,8 +253,7 @@ def datasets():
 def whole_batches():
     """What `shard` did not make is trained on as a whole by each; rank 0 says so."""
     with strategy.scope():
-        model = cases.dense()
-        model.compile(strategy.optimizer(keras.optimizers.SGD()), "mse")
+        model = compiled(cases.dense(), strategy.optimizer(keras.optimizers.SGD()))
     own = strategy.shard(batches(48))
     arrays = strategy.shard((x[:48], y[:48]))
     for data, warns in (own, False), (own.prefetch(2), False), (arrays, False), (batches(48), True):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import revkeras
 from revkeras.distribute import ZeroStrategy
+from tests.compiling import compiled
 
 L = keras.layers
 ROWS, LENGTH, VOCABULARY, WIDTH, BATCH = 20, 6, 1024, 16, 8  # an embedding has 64 KiB; 20 = 8+8+4
@@ -69,7 +70,7 @@ def train(name, strategy):
     with strategy.scope():
         model = MODELS[name]()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(strategy.optimizer(keras.optimizers.SGD(0.1, momentum=0.9)), loss)
+        compiled(model, strategy.optimizer(keras.optimizers.SGD(0.1, momentum=0.9)), loss)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, LENGTH + 1))
     x, y = tokens[:, :-1], tokens[:, 1:]
     arrays = strategy.shard((x, y), batch_size=BATCH)
