@@ -19,12 +19,18 @@ from revkeras._engine.step import Step, run_step, run_steps
 
 
 def reversible(
-    steps: Sequence[Step], layout: Layout, inputs: Carry, weights: list, state: list, residence: Any
+    steps: Sequence[Step],
+    layout: Layout,
+    inputs: Carry,
+    weights: list,
+    state: list,
+    residence: Any,
+    show: Callable[[int, Carry], None] = lambda i, carry: None,
 ) -> tuple[Carry, list, dict]:
     """Runs `steps` and keeps nothing but their output for the gradient.
 
     The weights and states of a step are fetched when the step before it begins, so they are on
-    their way while that computes.
+    their way while that computes. `show` gets each rebuilt input.
 
     Returns:
         `(outputs, sides, updates)`, see `revkeras._engine.step.run_steps`.
@@ -62,6 +68,7 @@ def reversible(
         for i in reversed(range(len(steps))):
             values, coming = coming, fetch(i - 1, carry) if i else None
             carry, dcarry, dmine = passes[i].backward(carry, dcarry, *values, dsides[i])
+            show(i, carry)
             dmine = residence.release(steps[i].owners, dmine)
             dmine, (carry, dcarry) = verbs.use_up(steps[i].owners, dmine, (carry, dcarry))
             for p, d in zip(steps[i].weights, dmine, strict=True):

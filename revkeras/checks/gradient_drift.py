@@ -150,7 +150,7 @@ def gradient_drift(
             "Invalid value for argument `layer`: expected one that runs a ReversibleSequential, "
             f"but '{layer.name}' called none of those that it holds."
         )
-    kept, rebuilt = (_differentiated(layer, total, noughts, way) for way in (_keep, _rebuild))
+    kept, rebuilt = (_differentiated(layer, total, noughts, keep) for keep in (True, False))
     blocks = [
         block
         for found, expected in zip(rebuilt, kept, strict=True)
@@ -186,17 +186,17 @@ def _noughts(layer: keras.layers.Layer, total: Callable[[], Any]) -> list[tuple[
 
 
 def _differentiated(
-    layer: keras.layers.Layer, total: Callable[[], Any], noughts: list, way: Callable
+    layer: keras.layers.Layer, total: Callable[[], Any], noughts: list, keep: bool
 ) -> list[_Run]:
-    """Differentiates `total()`, which runs stacks in `way`, and tells what they did.
+    """Differentiates `total()` and tells what stacks did, which keep or rebuild their inputs.
 
     The gradients are those of `noughts`, which are added to what they are like: so each block has
     weights, and a gradient, of its own.
     """
     names, inputs = [], []
 
-    def shifted(noughts: list) -> Any:
-        added = iter(noughts)
+    def shifted(noughts: list) -> tuple[Any, list]:
+        added, kept = iter(noughts), []
 
         def run(
             stack: Any,
@@ -214,40 +214,23 @@ def _differentiated(
                 dataclasses.replace(step, weights=tuple(next(positions) for _ in step.weights))
                 for step in steps
             ]
-            names.append([f"{stack.name}: {step.name}" for step in steps])
-            inputs.append([None] * len(steps))
             weights = [w for ws in own for w in ws]
-            return way(inputs[-1], steps, layout, held, weights, state, residence)
+            names.append([f"{stack.name}: {step.name}" for step in steps])
+            arguments = steps, layout, held, weights, state, residence
+            if keep:
+                found, results = trace(stack, *arguments)
+                kept.append(found.carries[:-1])
+                return results
+            inputs.append([None] * len(steps))
+            return walk.reversible(*arguments, show=inputs[-1].__setitem__)
 
-        with observed(layer, run, inside=walk.plain if way is _keep else None):
-            return total()
+        with observed(layer, run, inside=walk.plain if keep else None):
+            return total(), kept
 
-    y, pull_back = verbs.vjp(shifted, noughts)
-    (gradients,) = pull_back(keras.ops.ones_like(y))
-    return [_Run(*run) for run in zip(names, inputs, *zip(*gradients), strict=True)]
-
-
-def _keep(inputs: list, steps: list[Step], *arguments: Any) -> tuple[Carry, list, dict]:
-    """Plain differentiation; notes the input of each step."""
-    found, results = trace(None, steps, *arguments)
-    inputs[:] = found.carries[:-1]
-    return results
-
-
-def _rebuild(inputs: list, steps: list[Step], *arguments: Any) -> tuple[Carry, list, dict]:
-    """The reversible walk; notes the input of each step, as it is rebuilt."""
-    steps = [_recording(step, inputs, i) for i, step in enumerate(steps)]
-    return walk.reversible(steps, *arguments)
-
-
-def _recording(step: Step, inputs: list, index: int) -> Step:
-    """The step, which notes the input that it rebuilds."""
-
-    def uncouple(carry: Carry, fx: list, source: list) -> Carry:
-        inputs[index] = step.uncouple(carry, fx, source)
-        return inputs[index]
-
-    return dataclasses.replace(step, uncouple=uncouple)
+    (y, kept), pull_back = verbs.vjp(shifted, noughts)
+    nothing = keras.tree.map_structure(lambda _: None, kept)
+    (gradients,) = pull_back((keras.ops.ones_like(y), nothing))
+    return [_Run(*run) for run in zip(names, kept or inputs, *zip(*gradients), strict=True)]
 
 
 def _compare_blocks(found: _Run, expected: _Run) -> list[BlockDrift]:

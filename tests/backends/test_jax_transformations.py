@@ -1,0 +1,115 @@
+"""JAX's transformations of functions that call a stack."""
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+
+import revkeras
+from tests import blocks
+
+L = keras.layers
+
+
+def stack(mode="reversible", **options):
+    keras.utils.set_random_seed(0)
+    layers = [blocks.dense(4), blocks.dropout(4), L.Dense(4, activation="tanh")]
+    layer = revkeras.ReversibleSequential(layers, memory_mode=mode, **options)
+    layer.build((None, 8))
+    return layer
+
+
+def function(layer, training=False):
+    """A scalar function of the trainable weights and the input."""
+    rest = [v.value for v in layer.non_trainable_variables]
+
+    def total(trainable, x):
+        y, _ = layer.stateless_call(trainable, rest, x, training=training)
+        return jnp.sum(jnp.sin(y) * jnp.arange(y.shape[-1]))
+
+    return total, [v.value for v in layer.trainable_variables]
+
+
+def x(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), "float32")
+
+
+def in_both(compute):
+    """What `compute` makes of the reversible stack is what it makes of the plain one."""
+    found, expected = (compute(*function(stack(mode))) for mode in ("reversible", "none"))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_vmap_over_gradients():
+    in_both(lambda f, w: jax.vmap(jax.grad(f, argnums=(0, 1)), in_axes=(None, 0))(w, x(3, 2, 8)))
+
+
+def test_vmap_over_models():
+    def compute(f, w):
+        models = jax.tree.map(lambda v: jnp.stack([v, 2 * v]), w)
+        return jax.jit(jax.vmap(jax.grad(f), in_axes=(0, None)))(models, x(2, 8))
+
+    in_both(compute)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradient_of_gradient(compiled):
+    def compute(f, w):
+        def norm(w, x):
+            return sum(jnp.sum(d**2) for d in jax.tree.leaves(jax.grad(f, argnums=(0, 1))(w, x)))
+
+        second = jax.grad(norm, argnums=(0, 1))
+        return (jax.jit(second) if compiled else second)(w, x(2, 8))
+
+    in_both(compute)
+
+
+def test_vjp():
+    in_both(lambda f, w: jax.vjp(f, w, x(2, 8))[1](jnp.float32(2.0)))
+
+
+def test_scan_over_steps():
+    def compute(f, w):
+        def step(w, x):
+            loss, d = jax.value_and_grad(f)(w, x)
+            return jax.tree.map(lambda v, e: v - 0.01 * e, w, d), loss
+
+        return jax.lax.scan(step, w, x(3, 2, 8))
+
+    in_both(compute)
+
+
+def temporaries(mode, depth):
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.Sequential([L.Dense(256, activation="relu"), L.Dropout(0.2), L.Dense(64)])
+        for _ in range(depth)
+    ]
+    layer = revkeras.ReversibleSequential(layers, memory_mode=mode)
+    layer.build((None, 128))
+    total, weights = function(layer, training=True)
+    step = jax.jit(jax.grad(total))
+    compiled = step.lower(weights, x(256, 128)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_of_a_program_does_not_grow_with_depth():
+    few, many = (temporaries("reversible", depth) for depth in (4, 12))
+    assert many - few < 0.02 * (temporaries("none", 12) - temporaries("none", 4))
+
+
+def test_exact_couplings_need_64_bits():
+    layers = [L.Dense(4) for _ in range(2)]
+    coupling = revkeras.couplings.Additive(exact=True)
+    with pytest.raises(ValueError, match="64 bits for Additive.*jax_enable_x64"):
+        revkeras.ReversibleSequential(layers, coupling=coupling)
+    with jax.enable_x64(True):
+        coupling = revkeras.couplings.Momentum(0.9, exact=True)
+        layer = stack(coupling=coupling)
+        y = layer(x(2, 8))
+        assert y.dtype == "float32"
+        total, weights = function(layer, training=True)
+        found = jax.jit(jax.grad(total))(weights, x(2, 8))
+        assert all(jnp.isfinite(d).all() for d in found)
