@@ -6,7 +6,7 @@ PYTORCH_VENV := .venv-pytorch
 OUT := out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint bench bench-full bench-distributed bench-models horovod pytorch exactness clean
+.PHONY: demo test test-versions lint bench bench-full bench-distributed bench-models horovod pytorch exactness clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/language_model.py --out $(OUT)
@@ -14,6 +14,10 @@ demo: $(VENV)/installed
 # Files in their order: the longest have few tests, and would come last, on one worker, by number.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The oldest supported Keras, the current one, and the next one.
+test-versions:
+	PYTHON=$(PYTHON) scripts/test_keras_versions.sh 3.10.0 3.15.1 nightly
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -52,4 +56,4 @@ $(PYTORCH_VENV)/installed: benchmarks/requirements-pytorch.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PYTORCH_VENV) $(OUT) build *.egg-info
+	rm -rf $(VENV) $(PYTORCH_VENV) .venv-keras-* $(OUT) build *.egg-info
