@@ -55,7 +55,7 @@ def _iterators_before(epoch: int, known: bool) -> int:
     for at in range(epoch + 1):
         with warnings.catch_warnings(), epochs.catch_stop_iteration():
             warnings.simplefilter("ignore")  # of data that ran out
-            for _, _, iterator in epochs:
+            for *_, iterator in epochs:  # Keras 3.10 gives a pair
                 if at == epoch:
                     return made - 1
                 next(iterator)
