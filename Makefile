@@ -14,6 +14,7 @@ demo: $(VENV)/installed
 # Files in their order: the longest have few tests, and would come last, on one worker, by number.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/backends --numprocesses 2 --dist loadscope
 
 # The oldest supported Keras, the current one, and the next one.
 test-versions:

@@ -34,7 +34,7 @@ def load(seed):
 
 def rev_net(units, width):
     """Two stages of `units` pairs of functions; a stream is as wide as the ResNet."""
-    sizes = revnet.Architecture(
+    sizes = revnet.RevNetArchitecture(
         units=(units, units),
         channels=(2 * width, 2 * width, 4 * width),
         strides=(1, 2),

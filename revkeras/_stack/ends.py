@@ -1,12 +1,13 @@
 """How a stack's carry begins, and what comes of it at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from revkeras._engine import verbs
 from revkeras._engine.carry import APART, Carry, Layout
+from revkeras._stack.streams import halves, in_dtype, is_pair, with_shape
 from revkeras.couplings import Coupling
 from revkeras.debugging import checks_enabled
 
@@ -16,33 +17,64 @@ def log_det_dtype(dtype: str) -> str:
     return keras.backend.result_type(dtype, "float32")
 
 
-def begin_carry(
-    coupling: Coupling, layout: Layout, tensors: Sequence, log_det: bool
-) -> tuple[Carry, Layout]:
-    """The carry from the tensors that hold the streams.
+def enter(
+    inputs: Any,
+    shapes: Any,
+    axis: int | None,
+    dtype: str,
+    coupling: Coupling,
+    start: Callable[[Any], list],
+    log_det: bool,
+) -> tuple[Carry, Layout, Layout]:
+    """The carry that a stack begins with.
+
+    Args:
+        inputs: What the stack was called on.
+        shapes: What `shapes_of` returned for it.
+        axis: The axis on which it is split, if it is.
+        dtype: The dtype of the streams.
+        coupling: That of the first block.
+        start: Makes two streams of one tensor where `axis` is `None`.
+        log_det: Whether the carry has a log-determinant.
 
     Returns:
-        `(held, layout)`: the carry as `layout` packs it.
+        `(held, packed, layout)`: the carry as `packed` packs it, and how `inputs` hold streams.
     """
-    dtype = log_det_dtype(keras.backend.standardize_dtype(tensors[0].dtype))
-    total = (keras.ops.zeros(keras.ops.shape(tensors[0])[:1], dtype),) if log_det else ()
+    shapes = shapes if is_pair(shapes) else [shapes]
+    given = zip(keras.tree.flatten(inputs), shapes, strict=True)
+    tensors = [in_dtype(with_shape(x, shape), dtype) for x, shape in given]
+    layout = APART
+    if not isinstance(inputs, (list, tuple)):
+        tensors, layout = (start(tensors[0]), APART) if axis is None else (tensors, halves(axis))
+    wide = log_det_dtype(dtype)
+    total = (keras.ops.zeros(keras.ops.shape(tensors[0])[:1], wide),) if log_det else ()
     if not coupling.exact:
-        return Carry(tuple(tensors), total), layout
+        return Carry(tuple(tensors), total), layout, layout
     x0, x1, *kept = coupling.to_carry(layout.split(tensors))
     if checks_enabled():
         message = f"The input of a stack is beyond the range of {coupling.describe()[0]}"
         x0, x1, *kept = verbs.require(kept[0] <= 0, message, [x0, x1, *kept])
-    return Carry((x0, x1), total, tuple(kept)), APART
+    return Carry((x0, x1), total, tuple(kept)), APART, layout
 
 
-def end_carry(coupling: Coupling, layout: Layout, held: Carry, dtype: str) -> tuple[Sequence, Any]:
-    """Undoes `begin_carry`.
+def leave(
+    held: Carry,
+    layout: Layout,
+    dtype: str,
+    coupling: Coupling,
+    inputs: Any,
+    end: Callable[[Sequence], Any] | None,
+) -> tuple[Any, Any]:
+    """Undoes `enter`; `end` makes one tensor of two streams.
 
     Returns:
-        `(tensors, saturated)`: those that hold the streams, and how many elements went beyond
-        an exact coupling's range, or `None`.
+        `(outputs, saturated)`: the output in the structure of `inputs`, and how many elements
+        went beyond an exact coupling's range, or `None`.
     """
-    if not coupling.exact:
-        return held.streams, None
-    pair, saturated = coupling.from_carry([*held.streams, *held.kept], dtype)
-    return layout.join(pair), saturated
+    tensors, saturated = held.streams, None
+    if coupling.exact:
+        pair, saturated = coupling.from_carry([*held.streams, *held.kept], dtype)
+        tensors = layout.join(pair)
+    if isinstance(inputs, (list, tuple)):
+        return (list if isinstance(inputs, list) else tuple)(tensors), saturated
+    return tensors[0] if len(tensors) == 1 else end(tensors), saturated

@@ -19,7 +19,7 @@ from revkeras._stack.call_arguments import (
     required_arguments,
     takes_further_shapes,
 )
-from revkeras._stack.ends import begin_carry, end_carry, log_det_dtype
+from revkeras._stack.ends import enter, leave, log_det_dtype
 from revkeras._stack.inverse import Inverse
 from revkeras._stack.invertible_call import InvertibleCall, is_invertible
 from revkeras._stack.memory_modes import MEMORY_MODES, check_memory_mode, way_of
@@ -261,9 +261,7 @@ class ReversibleSequential(keras.layers.Layer):
         masks = streams.stream_masks(inputs, mask, self.split_axis)
         plan = self._planned(shapes, masks, training, arguments, return_log_det)
         check_required(plan.calls)
-        tensors, held, extras = self._run(inputs, shapes, plan.calls, training, return_log_det)
-        last = [self.couplings[0], *self.block_couplings][-1]
-        outputs = streams.leave(tensors, inputs, last.leave)
+        outputs, held, extras = self._run(inputs, shapes, plan.calls, training, return_log_det)
         results = outputs, *held.latents, *extras, *held.log_det
         return results if len(results) > 1 else outputs
 
@@ -325,8 +323,7 @@ class ReversibleSequential(keras.layers.Layer):
         plan = self._planned(self._input_shape, masks, training, arguments, return_log_det)
         shapes = streams.shapes_of(outputs, self._output_spec)
         back = functools.partial(self._run, forwards=False, latents=latents)
-        tensors, held, _ = back(outputs, shapes, plan.calls[::-1], training, return_log_det)
-        inputs = streams.leave(tensors, outputs, None)
+        inputs, held, _ = back(outputs, shapes, plan.calls[::-1], training, return_log_det)
         return (inputs, *held.log_det) if return_log_det else inputs
 
     def as_inverse(self, **kwargs: Any) -> "Inverse":
@@ -349,18 +346,17 @@ class ReversibleSequential(keras.layers.Layer):
         *,
         forwards: bool = True,
         latents: Sequence = (),
-    ) -> tuple[Sequence, Carry, list]:
+    ) -> tuple[Any, Carry, list]:
         """Runs the calls, or their inverses, on what `inputs` hold.
 
         Returns:
-            `(tensors, held, extras)`: what holds the streams at the end, the carry there, and
-            what blocks return beside their update.
+            `(outputs, held, extras)`: the streams at the end, in the structure of `inputs`, the
+            carry there, and what blocks return beside their update.
         """
-        tensors, layout = streams.enter(
-            inputs, shapes, self.split_axis, self.compute_dtype, self._enter
+        placed, dtype = self.couplings[0].at(0, self.depth), self.compute_dtype
+        begun, packed, layout = enter(
+            inputs, shapes, self.split_axis, dtype, placed, self._enter, log_det
         )
-        placed = self.couplings[0].at(0, self.depth)
-        begun, packed = begin_carry(placed, layout, tensors, log_det)
         begun = begun._replace(latents=tuple(latents))
         way = self._way()
         if forwards and way is walk.plain:
@@ -380,10 +376,11 @@ class ReversibleSequential(keras.layers.Layer):
             extras = [x for more, _ in found for x in more]
             if forwards:
                 take_effect(self, state.items, updates, [x for _, own in found for x in own])
-        tensors, saturated = end_carry(placed, layout, held, self.compute_dtype)
+        last = [self.couplings[0], *self.block_couplings][-1]
+        outputs, saturated = leave(held, layout, dtype, placed, inputs, last.leave)
         if placed.exact:
             self.saturated.update_state(saturated if forwards else begun.kept[0])
-        return tensors, held, extras
+        return outputs, held, extras
 
     def _way(self) -> Callable:
         """How the stack runs now, see `way_of`."""

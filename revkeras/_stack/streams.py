@@ -1,12 +1,12 @@
-"""How an input holds the two streams, and how an output gives them back."""
+"""The shapes, dtypes and masks of the two streams, and how tensors hold them."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from revkeras._engine.carry import APART, Layout
+from revkeras._engine.carry import Layout
 from revkeras._stack.masks import mask_of
 
 
@@ -140,24 +140,6 @@ def in_dtype(x: Any, dtype: str) -> Any:
     return x if keras.backend.standardize_dtype(x.dtype) == dtype else keras.ops.cast(x, dtype)
 
 
-def enter(
-    inputs: Any, shapes: Any, axis: int | None, dtype: str, start: Callable[[Any], list]
-) -> tuple[list, Layout]:
-    """The input as a list of tensors, and how that list holds the streams.
-
-    `shapes` are those of `shapes_of`; `start` makes two streams of one tensor where `axis`
-    is `None`.
-    """
-    shapes = shapes if is_pair(shapes) else [shapes]
-    tensors = zip(keras.tree.flatten(inputs), shapes, strict=True)
-    tensors = [keras.ops.cast(with_shape(x, shape), dtype) for x, shape in tensors]
-    if isinstance(inputs, (list, tuple)):
-        return tensors, APART
-    if axis is None:
-        return start(tensors[0]), APART
-    return tensors, halves(axis)
-
-
 def halves(axis: int) -> Layout:
     """One tensor that holds the streams as its two halves on `axis`."""
     return Layout(
@@ -165,13 +147,6 @@ def halves(axis: int) -> Layout:
         join=lambda streams: [keras.ops.concatenate(streams, axis=axis)],
         n_tensors=1,
     )
-
-
-def leave(outputs: list, inputs: Any, end: Callable[[list], Any]) -> Any:
-    """The output in the structure of the input; `end` makes one tensor of two streams."""
-    if isinstance(inputs, (list, tuple)):
-        return list(outputs) if isinstance(inputs, list) else tuple(outputs)
-    return outputs[0] if len(outputs) == 1 else end(outputs)
 
 
 def stream_masks(inputs: Any, mask: Any, axis: int | None) -> list:
