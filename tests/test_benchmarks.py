@@ -18,6 +18,7 @@ import pytest
 import report
 import stacked_loop
 import training_step
+import whole_program
 from measurement import Configuration, Measurement, as_values, from_values
 
 from tests.warm import python
@@ -99,6 +100,15 @@ def test_deep_stacks_in_a_fresh_process(contestant):
     configuration = deep_stacks.Configuration(contestant, depth=2)
     found = run_benchmark("deep_stacks.py", configuration)
     assert list(found) == list(deep_stacks.PARTS)
+    assert min(found.values()) > 0
+
+
+def test_a_whole_program():
+    configuration = whole_program.Configuration("dense", "reversible", depth=2, steps=1)
+    environment = {**whole_program.ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    script = ROOT / "benchmarks" / "whole_program.py"
+    found = fresh_process.measure(script, configuration, environment)
+    assert list(found) == ["temporaries", "compile", "step"]
     assert min(found.values()) > 0
 
 

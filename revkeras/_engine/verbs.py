@@ -6,7 +6,7 @@ The walk (`walk.py`) is written once, over these:
 | --- | --- |
 | `custom_vjp(run, back, inputs, weights, state, place, keeps)` | runs, with a gradient of our own |
 | `vjp(function, *arguments)` | the results, and a pull-back; arguments are told apart |
-| `passes_of(step, carry, weights, state)` | its two passes, which nothing reorders inside |
+| `passes_of(step, carry, weights, state, known)` | its two passes, each of one piece; shared |
 | `after(gate, values)` | the values, once the tensors of `gate` are there |
 | `fetch(residence, step, weights, state, gate)` | a step's values, from where they live |
 | `residence(offload)`, `place(offload)` | where values live; its own four verbs: `residence.py` |

@@ -35,14 +35,14 @@ def reversible(
     Returns:
         `(outputs, sides, updates)`, see `revkeras._engine.step.run_steps`.
     """
-    passes = []  # of each step
+    passes, known = [], {}  # of each step, and those that steps may share
     begun = []  # the carry that the step before began with
 
     def run_forward(step: Step, carry: Carry, weights: list, state: list) -> tuple:
         verbs.note_reads(step.owners)
         weights, state = verbs.fetch(residence, step, weights, state, begun)
         begun[:] = [carry]
-        passes.append(verbs.passes_of(step, carry, weights, state))
+        passes.append(verbs.passes_of(step, carry, weights, state, known))
         return passes[-1].forward(carry, weights, passes[-1].read(state))
 
     def run(inputs: Carry, weights: list, state: list) -> tuple[tuple, list]:
@@ -82,18 +82,20 @@ def checkpointed(
     steps: Sequence[Step], layout: Layout, inputs: Carry, weights: list, state: list, residence: Any
 ) -> tuple[Carry, list, dict]:
     """Runs `steps` and keeps the input of each for the gradient."""
-    run = functools.partial(_keeping_input, residence)
+    run = functools.partial(_keeping_input, residence, {})
     carry, sides, updates, _ = run_steps(steps, layout.unpack(inputs), weights, state, run)
     return layout.pack(carry), sides, updates
 
 
-def _keeping_input(residence: Any, step: Step, carry: Carry, weights: list, state: list) -> tuple:
+def _keeping_input(
+    residence: Any, known: dict, step: Step, carry: Carry, weights: list, state: list
+) -> tuple:
     step = dataclasses.replace(step, recover=None, uncouple=None, settles=False)
     passes = []
 
     def run(carry: Carry, weights: list, state: list) -> tuple[tuple, list]:
         own, found = verbs.fetch(residence, step, weights, state, carry)
-        passes.append(verbs.passes_of(step, carry, own, found))
+        passes.append(verbs.passes_of(step, carry, own, found, known))
         found = verbs.after(carry, passes[-1].read(found))
         return passes[-1].forward(carry, own, found), passes[-1].read(state)
 

@@ -17,9 +17,11 @@ from typing import Any
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from revkeras._engine.carry import Carry
 from revkeras._engine.jax.traces import is_eager
 from revkeras._engine.step import Step
 from revkeras._engine.walk import backward_pass, forward_pass
+from revkeras.debugging import checks_enabled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,24 @@ class Ways:
         return state
 
 
-def passes_of(step: Step, carry: Any, weights: list, state: list) -> Ways:
+def passes_of(step: Step, carry: Carry, weights: list, state: list, known: dict) -> Ways:
+    """The passes of a step; those of a step in `known` that is the same, which is traced once."""
+    if is_eager() or step.structure is None:
+        return _ways(step, carry, weights, state)
+    values = carry, weights, state
+    specs = tuple((x.shape, x.dtype) for x in jax.tree.leaves(values))
+    flags = step.settles, step.inference, step.recover is None, checks_enabled() and step.name
+    key = step.structure, flags, specs, jax.tree.structure(values)
+    if key in known:
+        first, found = known[key]
+        step.packing.take_over(first.packing)
+        return found
+    found = _ways(step, *values)
+    known[key] = step, found
+    return found
+
+
+def _ways(step: Step, carry: Carry, weights: list, state: list) -> Ways:
     """The passes of a step, each a piece that XLA does not look into."""
     forward, backward = forward_pass(step), backward_pass(step, step.block)
     if is_eager():

@@ -46,7 +46,7 @@ class Passes:
         return as_tensors(state, self.uses)
 
 
-def passes_of(step: Step, carry: Carry, weights: list, state: list) -> Passes:
+def passes_of(step: Step, carry: Carry, weights: list, state: list, _: dict) -> Passes:
     """The passes of a step; in a graph, those of the first step in it that is the same."""
     if tf.executing_eagerly():
         return _passes(step, (True,) * len(state))
