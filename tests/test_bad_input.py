@@ -2,7 +2,6 @@
 
 import collections
 import re
-import sys
 
 import keras
 import numpy as np
@@ -360,9 +359,8 @@ def test_the_error_of_a_block_that_misses_nothing_is_seen_when_the_stack_is_buil
     for block in Broken("build"), Plain("build"), Plain("call"):
         with pytest.raises(KeyError, match="a misspelled name") as caught:
             ReversibleSequential([L.Dense(2), block], name="stack").build((None, 4))
-        if sys.version_info >= (3, 11):
-            *_, note = caught.value.__notes__
-            assert f"Block 1 ('{block.name}', of type {type(block).__name__}) of Rev" in note
+        *_, note = caught.value.__notes__
+        assert f"Block 1 ('{block.name}', of type {type(block).__name__}) of Rev" in note
 
 
 @pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])

@@ -211,12 +211,11 @@ def check_call_arguments(stack: Any, arguments: dict) -> None:
 
 @contextlib.contextmanager
 def noted(note: str) -> Iterator[None]:
-    """Adds a note to an exception that is raised inside, where Python has notes."""
+    """Adds a note to an exception that is raised inside."""
     try:
         yield
     except Exception as error:
-        if hasattr(error, "add_note"):  # from Python 3.11 on
-            error.add_note(note)
+        error.add_note(note)
         raise
 
 

@@ -1,18 +1,12 @@
 """Backbones of KerasHub, built from sizes and converted."""
 
-import sys
-
 import keras
 import numpy as np
 import pytest
+from keras_hub import models  # noqa: E402
 
 import revkeras
 from tests.convert.models import assert_close, gradients
-
-if sys.version_info < (3, 11):
-    pytest.skip("KerasHub needs Python 3.11", allow_module_level=True)
-
-from keras_hub import models  # noqa: E402
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(1, 50, (2, 10)).astype("int32")

@@ -60,8 +60,7 @@ def _inputs(tokens):
 
 
 MODELS = {model.__name__: model for model in (before_a_stack, transformer)}
-if sys.version_info >= (3, 11):  # KerasHub needs it
-    MODELS["gpt2"] = gpt2
+MODELS["gpt2"] = gpt2
 
 
 def train(name, strategy):
