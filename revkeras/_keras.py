@@ -27,6 +27,10 @@ from keras.src.backend.common.masking import set_keras_mask as set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope as get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope as in_symbolic_scope
 
+# Arrays and tracers of JAX take no attributes; Keras keeps those of masks beside them.
+from keras.src.backend.common.tensor_attributes import get_tensor_attr as get_tensor_attr
+from keras.src.backend.common.tensor_attributes import set_tensor_attr as set_tensor_attr
+
 # `keras.Model` makes one of tensors, and the public API does not name its class.
 from keras.src.models.functional import Functional as Functional
 from keras.src.ops import numpy as operations

@@ -11,7 +11,15 @@ import keras
 from keras import ops
 
 from revkeras._engine import verbs
-from revkeras._keras import add_metric, call_signature, flatten_layers, remove_metric, take_losses
+from revkeras._keras import (
+    add_metric,
+    call_signature,
+    flatten_layers,
+    get_tensor_attr,
+    remove_metric,
+    set_tensor_attr,
+    take_losses,
+)
 from revkeras._stack.masks import masked_as
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
@@ -22,6 +30,8 @@ from revkeras.couplings import Momentum
 # The calls of models that are under way, and the runs whose models' configs are being written.
 _CALLS: contextvars.ContextVar = contextvars.ContextVar("calls", default=())
 _WRITTEN: contextvars.ContextVar = contextvars.ContextVar("written", default=())
+# What a block returned for the next one has its place in the run under this name.
+_POSITION = "_revkeras_position"
 # What a run replaces in its blocks.
 _REPLACED = "call", "compute_output_spec", "get_config"
 
@@ -122,7 +132,7 @@ class MomentumRun:
             return call(*args, **kwargs)
         x, arguments = _bind(block, args, kwargs)
         training = arguments.pop("training", None)
-        position = getattr(x, "_revkeras_position", None)
+        position = get_tensor_attr(x, _POSITION)
         self._check(index, position)
         if position is None:
             known = self.arguments is None or set(arguments) - {"mask"} <= self.arguments
@@ -148,7 +158,7 @@ class MomentumRun:
         y = masked_as(y, fx) if masked else y
         if index + 1 < len(self.blocks):
             wide = None if y is wide else wide
-            y._revkeras_position = Position(self, index, velocity=v, wide=wide)
+            set_tensor_attr(y, _POSITION, Position(self, index, velocity=v, wide=wide))
         return (y, *extras) if several else y
 
     def plain_call(self, index: int, args: tuple, kwargs: dict, masked: bool) -> Any:
@@ -157,7 +167,7 @@ class MomentumRun:
         With `masked`, its output takes on the mask that the block's own would have.
         """
         x, arguments = _bind(self.blocks[index], args, kwargs)
-        position = getattr(x, "_revkeras_position", None)
+        position = get_tensor_attr(x, _POSITION)
         self._check(index, position)
         if position is None:
             position = Position(self, -1, velocity=ops.zeros_like(ops.cast(x, self.dtype)))
@@ -177,7 +187,7 @@ class MomentumRun:
         y, extras = position.output, position.extras[position.index]
         if position.index + 1 < len(self.blocks):
             y = ops.copy(y)
-            y._revkeras_position = position
+            set_tensor_attr(y, _POSITION, position)
             self._call().handed_on.append(y)
         return (y, *extras) if extras else y
 
@@ -246,7 +256,7 @@ class ModelCall:
         leaving = {id(x) for x in keras.tree.flatten(outputs)}
         for x in self.handed_on:
             if id(x) in leaving or verbs.is_read(x):
-                position = x._revkeras_position
+                position = get_tensor_attr(x, _POSITION)
                 name = position.run.name_of(position.index)
                 raise ValueError(
                     f"{name} is in the middle of a momentum network, which is computed as a whole, "
