@@ -79,7 +79,7 @@ def test_tensors_that_leave():
     assert_modes_agree(layer, values(2, 4, 4, 8))
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("tests.backends")
 class Scaled(L.Layer):
     """Takes a further argument, and returns a further output."""
 

@@ -35,7 +35,7 @@ def test_additive_has_a_rule():
     assert [type(c) for c in WITH_RULE] == [couplings.Additive]
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("tests.backends")
 class Halving(couplings.Additive):
     """Inherits a rule that is not its own."""
 
