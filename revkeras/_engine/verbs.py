@@ -15,8 +15,9 @@ The walk (`walk.py`) is written once, over these:
 | `note_reads(variables)`, `use_up(variables, gradients, tensors)` | updates in the backward pass |
 
 What else a backend has serves the layers around the walk: how variables are read (`snapshot`,
-`read_late`, `are_initialized`), what is going on (`is_eager`, `eager_scope`, `may_be_replayed`,
-`compiles_by_default`), checkpointing, and what checks and conversions look at.
+`read_late`, `are_initialized`), what is going on (`is_eager`, `eager_scope`, `may_be_replayed`),
+what its compiler is to do (`joins_compile`, `compiles_by_default`), whether `has_float64`, and what
+conversions look at.
 """
 
 from collections.abc import Callable
