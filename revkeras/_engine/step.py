@@ -57,6 +57,11 @@ class Step:
     inference: bool = False
 
     @property
+    def traits(self) -> tuple[bool, ...]:
+        """What, beside its structure, decides how its passes are traced."""
+        return self.exact, self.settles, self.compiled, self.inference, self.recover is None
+
+    @property
     def unproven(self) -> str | None:
         """The step's name, if it may not compute the same each time that it is traced.
 
@@ -72,9 +77,9 @@ def run_step(step: Step, carry: Carry, weights: list, state: list) -> tuple[Carr
 
 
 def run_steps(
-    steps: Sequence[Step], carry: Carry, weights: list, state: list, run: Callable = run_step
+    steps: Sequence[Step], carry: Carry, weights: list, state: list, run: Callable
 ) -> tuple[Carry, list, dict, list]:
-    """Runs the steps in order, each on the state that those before it left.
+    """Runs the steps in order, each by `run` on the state that those before it left.
 
     Returns:
         `(carry, sides, updates, replayed)`: the last carry, the further outputs

@@ -10,7 +10,6 @@ The walk (`walk.py`) is written once, over these:
 | `after(gate, values)` | the values, once the tensors of `gate` are there |
 | `fetch(residence, step, weights, state, gate)` | a step's values, from where they live |
 | `residence(offload)`, `place(offload)` | where values live; its own four verbs: `residence.py` |
-| `add_gradients(a, b)` | sums, where either may be missing |
 | `finite(tensors, subject)`, `require(condition, message, tensors)` | checks in the run |
 | `note_reads(variables)`, `use_up(variables, gradients, tensors)` | updates in the backward pass |
 

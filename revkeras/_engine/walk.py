@@ -13,6 +13,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
+
 from revkeras._engine import verbs
 from revkeras._engine.carry import Carry, Layout
 from revkeras._engine.step import Step, run_step, run_steps
@@ -72,7 +74,7 @@ def reversible(
             dmine = residence.release(steps[i].owners, dmine)
             dmine, (carry, dcarry) = verbs.use_up(steps[i].owners, dmine, (carry, dcarry))
             for p, d in zip(steps[i].weights, dmine, strict=True):
-                dweights[p] = verbs.add_gradients(dweights[p], d)
+                dweights[p] = _sum(dweights[p], d)
         return layout.pack_gradient(dcarry, carry), dweights
 
     return verbs.custom_vjp(run, back, inputs, weights, state, residence.place, keeps="results")
@@ -159,7 +161,7 @@ def backward_pass(step: Step, block: Callable) -> Callable:
         dinputs, dfx = pull_back(inputs, fx, doutputs)
         dsource, dweights = through_block((dfx, dsides))
         (more,) = through_source(dsource)
-        return inputs, verbs.add_gradients(dinputs, more), dweights
+        return inputs, _sum(dinputs, more), dweights
 
     def differentiate(
         inputs: Carry, doutputs: Carry, weights: list, state: list, dsides: list
@@ -174,3 +176,10 @@ def backward_pass(step: Step, block: Callable) -> Callable:
 
 def _pulled_back(couple: Callable, carry: Carry, fx: list, dcarry: Carry) -> tuple[Carry, list]:
     return verbs.vjp(couple, carry, fx)[1](dcarry)
+
+
+def _sum(a: Any, b: Any) -> Any:
+    """The sums of gradients in two equal structures, any of which may be missing."""
+    return keras.tree.map_structure(
+        lambda d, e: d + e if d is not None and e is not None else e if d is None else d, a, b
+    )

@@ -257,10 +257,7 @@ class ReversibleSequential(keras.layers.Layer):
         return_log_det: bool = False,
         **arguments: Any,
     ) -> Any:
-        shapes = streams.shapes_of(inputs, self.input_spec)
-        masks = streams.stream_masks(inputs, mask, self.split_axis)
-        plan = self._planned(shapes, masks, training, arguments, return_log_det)
-        check_required(plan.calls)
+        shapes, plan = self._planned_on(inputs, training, mask, return_log_det, arguments)
         outputs, held, extras = self._run(inputs, shapes, plan.calls, training, return_log_det)
         results = outputs, *held.latents, *extras, *held.log_det
         return results if len(results) > 1 else outputs
@@ -409,6 +406,16 @@ class ReversibleSequential(keras.layers.Layer):
         single = self.split_axis is None and not self.takes_pair
         return find_depth_limit(self, shape, self.couplings[0].enter if single else None)
 
+    def _planned_on(
+        self, inputs: Any, training: bool | None, mask: Any, log_det: bool, arguments: dict
+    ) -> tuple[Any, Plan]:
+        """The shapes of a call's inputs, and what the call comes to."""
+        shapes = streams.shapes_of(inputs, self.input_spec)
+        masks = streams.stream_masks(inputs, mask, self.split_axis)
+        plan = self._planned(shapes, masks, training, arguments, log_det)
+        check_required(plan.calls)
+        return shapes, plan
+
     def _planned(
         self,
         input_shape: Any,
@@ -488,10 +495,7 @@ class ReversibleSequential(keras.layers.Layer):
         return_log_det: bool = False,
         **arguments: Any,
     ) -> Any:
-        shapes = streams.shapes_of(inputs, self.input_spec)
-        masks = streams.stream_masks(inputs, mask, self.split_axis)
-        plan = self._planned(shapes, masks, training, arguments, return_log_det)
-        check_required(plan.calls)
+        shapes, plan = self._planned_on(inputs, training, mask, return_log_det, arguments)
         spec = functools.partial(keras.KerasTensor, dtype=self.compute_dtype)
         shape = streams.whole_shape(plan.stream_shape, self._layout(shapes), self.split_axis)
         outputs = keras.tree.map_structure(lambda x: spec(shape), inputs)

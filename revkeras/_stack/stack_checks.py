@@ -199,6 +199,8 @@ def check_layer_inverse(call: InvertibleCall, source: keras.KerasTensor) -> None
 
 def check_call_arguments(stack: Any, arguments: dict) -> None:
     """Raises if no block takes one of the arguments."""
+    if not arguments:
+        return
     names = [argument_names(layer) for layer in stack.layers if not is_invertible(layer)]
     unknown = set(arguments).difference(*names)
     if unknown:

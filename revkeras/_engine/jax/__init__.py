@@ -1,7 +1,7 @@
 """The gradient engine on JAX."""
 
 from revkeras._engine.jax.assertions import finite, require
-from revkeras._engine.jax.autodiff import add_gradients, custom_vjp, vjp
+from revkeras._engine.jax.autodiff import custom_vjp, vjp
 from revkeras._engine.jax.called import after, passes_of
 from revkeras._engine.jax.memory_kinds import fetch, is_on_host, place, residence
 from revkeras._engine.jax.traces import (
@@ -19,7 +19,6 @@ from revkeras._engine.jax.traces import (
 from revkeras._engine.jax.whole_steps import note_reads, offer_update, take_updated, use_up
 
 __all__ = [
-    "add_gradients",
     "after",
     "are_initialized",
     "compiles_by_default",

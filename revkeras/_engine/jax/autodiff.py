@@ -30,13 +30,13 @@ def custom_vjp(
     def forward(*arguments: Any) -> tuple:
         inputs, weights, state = jax.tree.map(lambda x: x.value, arguments)
         results, kept = run(inputs, weights, state)
-        return results, (inputs if keeps == "inputs" else results[0], weights, state, kept)
+        return results, (inputs if keeps == "inputs" else results[0], weights, kept)
 
     def backward(residuals: tuple, dresults: tuple) -> tuple:
-        known, weights, state, kept = residuals
+        known, weights, kept = residuals
         dresults = jax.tree.map(_given, dresults, is_leaf=_is_leaf)
         dinputs, dweights = back(known, *dresults[:2], weights, kept)
-        return dinputs, dweights, [None] * len(state)
+        return dinputs, dweights, None
 
     function.defvjp(forward, backward, symbolic_zeros=True)
     return function(inputs, weights, state)
@@ -60,16 +60,6 @@ def vjp(function: Callable, *arguments: Any) -> tuple[Any, Callable]:
         return pull_back(jax.tree.unflatten(structure, filled))
 
     return outputs, pull_back_given
-
-
-def add_gradients(a: Any, b: Any) -> Any:
-    """The sums of gradients in two equal structures, any of which may be missing."""
-    return jax.tree.map(
-        lambda d, e: d + e if d is not None and e is not None else e if d is None else d,
-        a,
-        b,
-        is_leaf=_is_leaf,
-    )
 
 
 def _is_leaf(x: Any) -> bool:

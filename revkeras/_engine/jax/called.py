@@ -37,28 +37,29 @@ class Ways:
 
 def passes_of(step: Step, carry: Carry, weights: list, state: list, known: dict) -> Ways:
     """The passes of a step; those of a step in `known` that is the same, which is traced once."""
-    if is_eager() or step.structure is None:
-        return _ways(step, carry, weights, state)
     values = carry, weights, state
+    if is_eager() or step.structure is None:
+        return _ways(step, values)
     specs = tuple((x.shape, x.dtype) for x in jax.tree.leaves(values))
-    flags = step.settles, step.inference, step.recover is None, checks_enabled() and step.name
+    # A message of `revkeras.debugging` names the step.
+    flags = step.traits, checks_enabled() and step.name
     key = step.structure, flags, specs, jax.tree.structure(values)
     if key in known:
         first, found = known[key]
         step.packing.take_over(first.packing)
         return found
-    found = _ways(step, *values)
+    found = _ways(step, values)
     known[key] = step, found
     return found
 
 
-def _ways(step: Step, carry: Carry, weights: list, state: list) -> Ways:
-    """The passes of a step, each a piece that XLA does not look into."""
+def _ways(step: Step, values: tuple) -> Ways:
+    """The passes of a step on such values, each a piece that XLA does not look into."""
     forward, backward = forward_pass(step), backward_pass(step, step.block)
     if is_eager():
         return Ways(forward, backward)
     seal = fenced if jax.default_backend() == "gpu" else called
-    if jax.default_backend() == "cpu" and _convolves(forward, carry, weights, state):
+    if jax.default_backend() == "cpu" and _convolves(forward, *values):
         return Ways(forward, backward)
     return Ways(seal(forward), seal(backward))
 

@@ -2,7 +2,6 @@
 
 from revkeras._engine.tensorflow.custom_gradient import custom_vjp, with_gradient
 from revkeras._engine.tensorflow.graph import (
-    add_gradients,
     after,
     are_initialized,
     compiles_by_default,
@@ -25,7 +24,6 @@ from revkeras._engine.tensorflow.unread import fetch, read_late
 from revkeras._engine.tensorflow.updates import note_reads, offer_update, take_updated, use_up
 
 __all__ = [
-    "add_gradients",
     "after",
     "are_initialized",
     "compiles_by_default",

@@ -261,13 +261,6 @@ def copy_with_gradient(x: tf.Tensor, gradient: Callable[[tf.Tensor], tf.Tensor])
     return copy
 
 
-def add_gradients(a: Any, b: Any) -> Any:
-    """The sums of gradients in two equal structures, any of which may be missing."""
-    return tf.nest.map_structure(
-        lambda d, e: d + e if d is not None and e is not None else e if d is None else d, a, b
-    )
-
-
 def finite(tensors: Any, subject: str) -> Any:
     """The tensors; where checks are enabled, an error if one has values that are not finite."""
     if not checks_enabled():

@@ -52,10 +52,7 @@ def passes_of(step: Step, carry: Carry, weights: list, state: list, _: dict) -> 
         return _passes(step, (True,) * len(state))
     values = carry, weights, state
     # A message of `revkeras.debugging` names the step.
-    flags = (
-        *(step.exact, step.settles, step.compiled, step.inference, step.recover is None),
-        checks_enabled() and step.name,
-    )
+    flags = step.traits, checks_enabled() and step.name
     known = kept_by_graph("structures", dict)
     lengths = tuple(len(part) for part in (*carry, weights, state))
     structure = step.structure and (
