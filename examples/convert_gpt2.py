@@ -100,7 +100,7 @@ def compare(a):
     results = {"loss": {"original": [loss]}, "difference": {}}
     for beta in (*(x for x in (0.0, 1e-6) if x != a.beta), a.beta):
         if results["difference"]:
-            revkeras.to_plain(backbone)
+            revkeras.from_momentum_net(backbone)
         revkeras.to_momentum_net(backbone, beta=beta)
         converted = build_model(backbone, a.rate)
         after = backbone.predict(probe, verbose=0)
@@ -110,7 +110,7 @@ def compare(a):
     results["loss"]["converted"] = [held_out_loss(converted, held_out, a)]
     for case in reversed(CASES):
         if case == "original":
-            revkeras.to_plain(backbone)
+            revkeras.from_momentum_net(backbone)
         trained = build_model(backbone, a.rate)
         trained.set_weights(weights)
         train(trained, corpus, a.steps, a, seed=3)

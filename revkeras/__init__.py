@@ -11,7 +11,7 @@ from revkeras.checkpoint import Checkpoint
 if TYPE_CHECKING:
     from revkeras import distribute, models
     from revkeras.checks import ReconstructionMonitor, check_inverse, gradient_drift
-    from revkeras.convert import to_momentum_net, to_plain, to_reversible
+    from revkeras.convert import from_momentum_net, to_momentum_net, to_plain, to_reversible
     from revkeras.fused_update import FusedUpdate
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "couplings",
     "debugging",
     "distribute",
+    "from_momentum_net",
     "gradient_drift",
     "layers",
     "models",
@@ -35,7 +36,7 @@ __all__ = [
 # Loaded on first use: what each module has for this namespace.
 _ON_USE = {
     "checks": ("ReconstructionMonitor", "check_inverse", "gradient_drift"),
-    "convert": ("to_momentum_net", "to_plain", "to_reversible"),
+    "convert": ("from_momentum_net", "to_momentum_net", "to_plain", "to_reversible"),
     "distribute": (),
     "fused_update": ("FusedUpdate",),
     "models": (),

@@ -138,6 +138,13 @@ def set_call_signature(layer: keras.layers.Layer, signature: inspect.Signature) 
     layer._call_signature = signature
 
 
+def set_called_as(layer: keras.layers.Layer, other: keras.layers.Layer) -> None:
+    """Has Keras take a layer as built and called on what another was; only calls tell it so."""
+    layer.built = other.built
+    layer._called = other._called
+    layer._build_shapes_dict = other._build_shapes_dict
+
+
 def has_training_argument(layer: keras.layers.Layer) -> bool:
     """Whether Keras passes `training` to the `call()` that a class defined first."""
     return layer._call_has_training_arg
@@ -151,6 +158,17 @@ def context_arguments(layer: keras.layers.Layer) -> set[str]:
 def calls_in_graphs(layer: keras.layers.Layer) -> int:
     """How many calls of a layer functional models have recorded. No public count."""
     return len(layer._inbound_nodes)
+
+
+def twin(layer: keras.layers.Layer, own: dict, replaced: Sequence[str]) -> keras.layers.Layer:
+    """A layer of the same class with the same variables and layers, not copied, called nowhere yet.
+
+    Of the attributes `replaced` it has those in `own`. Keras copies layers through files alone.
+    """
+    same = object.__new__(type(layer))
+    vars(same).update({k: v for k, v in vars(layer).items() if k not in replaced}, **own)
+    vars(same).update(_inbound_nodes=[], _outbound_nodes=[], _losses=[], _metrics=[])
+    return same
 
 
 def take_losses(layer: keras.layers.Layer, call: Callable) -> tuple[Any, list]:

@@ -14,6 +14,7 @@ from revkeras._keras import flatten_layers
 from revkeras._stack.call_arguments import required_arguments
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.convert.inlined_blocks import additions_passed_over, with_blocks
+from revkeras.convert.layer_calls import layer_calls
 
 # A trace: by the layers' identities, their calls in one mode of the model.
 CallsOfLayers = dict[int, list]
@@ -149,8 +150,9 @@ def _unfit_calls(calls: list, residual: bool) -> str | None:
     source, output = tuple(call.source.shape), tuple(call.output.shape)
     if source != output:
         return f"changes the shape {source} to {output}"
-    if call.source.dtype != call.output.dtype:
-        return f"changes the dtype {call.source.dtype.name} to {call.output.dtype.name}"
+    source, output = (keras.backend.standardize_dtype(x.dtype) for x in (call.source, call.output))
+    if source != output:
+        return f"changes the dtype {source} to {output}"
     if call.returned == 1:
         return "returns a tuple of one tensor instead of the tensor"
     if residual and not call.adds_input:
@@ -239,7 +241,7 @@ def _traces(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> list[Ca
     def trace(arguments: list, **mode: Any) -> CallsOfLayers:
         found: CallsOfLayers = {}
         function = functools.partial(_call, model, mode)
-        for call in verbs.layer_calls(function, arguments, layers):
+        for call in layer_calls(function, arguments, layers):
             found.setdefault(id(call.layer), []).append(call)
         return found
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from revkeras._engine import verbs
 from revkeras._keras import (
     Functional,
     GraphModel,
@@ -46,8 +47,7 @@ def to_momentum_net(
     on from where they were; what is kept of the velocity changes that little by
     little. The model is changed in its place: it has the same layers, weights,
     names and arguments as before, is of the same class, and trains, saves, exports
-    and generates as before. `revkeras.to_plain` is the way back; a copy made
-    before the conversion keeps the original.
+    and generates as before. `revkeras.from_momentum_net` is the way back.
 
     A call of the model computes each run as one `revkeras.ReversibleSequential`.
     It rebuilds inputs bit by bit, which takes `log2(1 / beta)` bits a block and
@@ -115,12 +115,10 @@ def to_momentum_net(
             f"excluded; received beta={beta!r}."
         )
     if isinstance(model, MomentumModel):
-        if any(run.memory_mode != "none" for run in model.momentum_runs):
-            raise ValueError(
-                f"Model '{model.name}' is a momentum network already. Get it back with "
-                "`revkeras.to_plain(model)` to convert it with other arguments."
-            )
-        return _converted_anew(model, layers, beta)
+        raise ValueError(
+            f"Model '{model.name}' is a momentum network already. Get it back with "
+            "`revkeras.from_momentum_net(model)` to convert it with other arguments."
+        )
     if not model.built:
         raise ValueError(
             f"Model '{model.name}' is not built, so its blocks have no weights to compare. Call it "
@@ -133,17 +131,40 @@ def to_momentum_net(
     return _convert(model, find_runs(graph or model), float(beta), "reversible", graph)
 
 
-def _converted_anew(model: keras.Model, layers: Sequence[str] | None, beta: float) -> keras.Model:
-    """Converts a model that `to_plain` had to leave its runs."""
-    before, graph = model.momentum_runs, model.graph_of_blocks
-    revert(model)
-    try:
-        return to_momentum_net(model, layers, beta)
-    except ValueError:
-        for run in before:
-            found = [FoundRun(run.blocks, run.arguments)]
-            _convert(model, found, run.beta, run.memory_mode, graph)
-        raise
+def from_momentum_net(model: keras.Model) -> keras.Model:
+    """Undoes `revkeras.to_momentum_net`, in the model's place.
+
+    Its blocks compute as they did before the conversion, without a velocity, with
+    the weights that they have now. `revkeras.to_plain` makes a model that keeps
+    the velocity.
+
+    Args:
+        model: A model that `revkeras.to_momentum_net` converted, or one that was
+            loaded or copied from such a one.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: for a model that is not converted.
+
+    Example:
+
+    >>> import keras, revkeras
+    >>> x = inputs = keras.Input((8,))
+    >>> for _ in range(4):
+    ...     x = x + keras.layers.Dense(8, activation="tanh")(x)
+    >>> model = revkeras.to_momentum_net(keras.Model(inputs, x), beta=0.2)
+    >>> model is revkeras.from_momentum_net(model)
+    True
+    """
+    if not isinstance(model, MomentumModel) or not model.momentum_runs:
+        raise ValueError(
+            "Invalid value for argument `model`: expected a model that "
+            f"`revkeras.to_momentum_net` converted, received model={model!r} (of type "
+            f"{type(model).__name__}). Pass the model that was converted, not one that holds it."
+        )
+    return revert(model)
 
 
 def _check_unconverted(model: keras.Model) -> None:
@@ -151,8 +172,8 @@ def _check_unconverted(model: keras.Model) -> None:
         if isinstance(layer, MomentumModel) or is_in_run(layer):
             raise ValueError(
                 f"Model '{model.name}' holds a momentum network already: '{layer.name}' (of type "
-                f"{type(layer).__qualname__}) is one, or a block of one. Get the model that was "
-                "converted back with `revkeras.to_plain(model)` before you convert this one."
+                f"{type(layer).__qualname__}) is one, or a block of one. Undo that with "
+                "`revkeras.from_momentum_net` before you convert this one."
             )
 
 
@@ -281,10 +302,10 @@ def _convert(
     if not isinstance(model, MomentumModel):
         model._momentum_runs = _Runs(model, graph)
         model.__class__ = _class_of(type(model))
-        # A run leaves the whole-model XLA compile, in which memory would grow with depth.
-        model.supports_jit = False
-        if jit_compile_of(model):
-            model.jit_compile = False
+        if not verbs.joins_compile:  # in one program, memory would grow with depth
+            model.supports_jit = False
+            if jit_compile_of(model):
+                model.jit_compile = False
     model.momentum_runs.extend(runs)
     _forget_graphs(model)
     return model

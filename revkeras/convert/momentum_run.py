@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from revkeras._engine import verbs
+from revkeras._engine import verbs, walk
 from revkeras._keras import (
     add_metric,
     call_signature,
@@ -19,8 +19,10 @@ from revkeras._keras import (
     remove_metric,
     set_tensor_attr,
     take_losses,
+    twin,
 )
 from revkeras._stack.masks import masked_as
+from revkeras._stack.memory_modes import way_of
 from revkeras._stack.reversible_sequential import ReversibleSequential
 from revkeras.checkpoint import Checkpoint
 from revkeras.convert.find_runs import same_arguments
@@ -102,6 +104,10 @@ class MomentumRun:
         whole = self.memory_mode != "none" and self.stack is not None
         return whole and self.stack.memory_mode == "reversible"
 
+    def is_computed_whole(self) -> bool:
+        """Whether a call of its model is under way, and not by plain differentiation."""
+        return self.is_called() and way_of(self) is not walk.plain
+
     def attach(self) -> None:
         """Takes the blocks' places."""
         self.own = [{k: v for k, v in vars(x).items() if k in _REPLACED} for x in self.blocks]
@@ -125,7 +131,7 @@ class MomentumRun:
     def call(self, index: int, call: Any, args: tuple, kwargs: dict) -> Any:
         """What block `index` returns in the place of `call(*args, **kwargs)`."""
         block = self.blocks[index]
-        whole = self.memory_mode != "none" and self.is_called()
+        whole = self.is_computed_whole()
         if not self.beta:
             if whole:
                 return self._run(index, self.checkpoints[index], *args, **kwargs)
@@ -143,12 +149,15 @@ class MomentumRun:
             return self._hand_on(index, position, arguments)
         return self._step(index, x, position, {**arguments, "training": training})
 
-    def _step(
-        self, index: int, x: Any, position: Position, arguments: dict, masked: bool = False
-    ) -> Any:
+    def _step(self, index: int, x: Any, position: Position, arguments: dict) -> Any:
         """One block, by plain differentiation."""
         with original(self.blocks[index]):
             outputs = self.blocks[index](x, **arguments)
+        return self._stepped(index, x, outputs, position)
+
+    def _stepped(
+        self, index: int, x: Any, outputs: Any, position: Position, masked: bool = False
+    ) -> Any:
         several = isinstance(outputs, (tuple, list))
         fx, *extras = outputs if several else [outputs]
         wide = ops.cast(x, self.dtype) if position.wide is None else position.wide
@@ -162,16 +171,18 @@ class MomentumRun:
         return (y, *extras) if several else y
 
     def plain_call(self, index: int, args: tuple, kwargs: dict, masked: bool) -> Any:
-        """A block's step on symbolic tensors: the block itself, and operations around it.
+        """A block's step on symbolic tensors: a twin of the block, and operations around it.
 
         With `masked`, its output takes on the mask that the block's own would have.
         """
-        x, arguments = _bind(self.blocks[index], args, kwargs)
+        block = self.blocks[index]
+        x, arguments = _bind(block, args, kwargs)
         position = get_tensor_attr(x, _POSITION)
         self._check(index, position)
         if position is None:
             position = Position(self, -1, velocity=ops.zeros_like(ops.cast(x, self.dtype)))
-        return self._step(index, x, position, arguments, masked)
+        outputs = twin(block, self.own[index], _REPLACED)(x, **arguments)
+        return self._stepped(index, x, outputs, position, masked)
 
     def _start(self, x: Any, arguments: dict, training: bool | None) -> Any:
         """The whole run, in the call of its first block."""
@@ -215,7 +226,7 @@ class MomentumRun:
             raise ValueError(
                 f"{self.name_of(index)} is a part of a momentum network and expected the output "
                 f"{before}, as it is, received another tensor. Call the whole run, or get the "
-                "model back with `revkeras.to_plain(model)`."
+                "model back with `revkeras.from_momentum_net(model)`."
             )
 
     def _call(self) -> "ModelCall | None":
@@ -263,8 +274,7 @@ class ModelCall:
                     "and expected its output to be read by the next block alone. This call of the "
                     "model reads it too, which the calls that the model was converted for did not. "
                     "Convert the original with `layers` that leave out each block behind an output "
-                    "that is read, or call `revkeras.to_plain(model)`: each block returns its own "
-                    "output then."
+                    "that is read, or undo it with `revkeras.from_momentum_net(model)`."
                 )
 
 

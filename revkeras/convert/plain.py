@@ -11,31 +11,28 @@ from revkeras._keras import flatten_layers
 from revkeras._stack.masks import MaskOf, makes_masks, masked_as
 from revkeras._stack.memory_modes import running
 from revkeras._stack.reversible_sequential import ReversibleSequential
-from revkeras.convert.momentum_model import MomentumModel, revert
+from revkeras.convert.momentum_model import MomentumModel
 from revkeras.convert.momentum_run import MomentumRun
+from revkeras.convert.plain_calls import called_plainly
 from revkeras.couplings import Coupling, Momentum
 
 
 def to_plain(model: keras.Model) -> keras.Model:
     """An ordinary model that computes what a reversible one does, for export.
 
-    The weights are the same, shared and not copied. A functional model and a
-    `keras.Sequential` become a functional model of the blocks themselves and
-    Keras's operations between them, which is not compiled. Its files can be loaded
-    without revkeras where no layer of the model is one of revkeras, as those of
-    `revkeras.layers` and the blocks of `revkeras.models.ReversibleTransformer` are,
-    and none makes a mask. Methods that need the reversible stack, as `IRevNet`'s
-    `inverse` and a decoder's `generate`, are gone, and so are those of a model's own
-    class. In models that are subclassed, in subclassed layers, and where a run of
-    blocks goes across the border of a model in the model, what is reversible stays
-    where it is and is computed by plain differentiation from now on: in exports
-    nothing else is left of it.
+    The model itself does not change, and the weights are the same, shared and not
+    copied. A functional model and a `keras.Sequential` become a functional model of
+    the blocks themselves and Keras's operations between them, which is not compiled.
+    Its files can be loaded without revkeras where no layer of the model is one of
+    revkeras, as those of `revkeras.layers` and the blocks of
+    `revkeras.models.ReversibleTransformer` are, and none makes a mask. Around a model
+    that is subclassed, around subclassed layers, and where a run of blocks goes across
+    the border of a model in the model, it is a model that calls the first one by plain
+    differentiation: in exports nothing reversible is left of it.
 
-    What `revkeras.to_momentum_net` changed in its place is changed back: with
-    `beta=0` the model itself is returned, as it was. With another `beta` it gets
-    back too, but computes without a velocity then; the model that is returned goes
-    on with it. Where that is the same model, as of subclassed ones, another
-    `revkeras.to_momentum_net(model, beta=0)` and `to_plain` make it what it was.
+    Methods that need the reversible stack, as `IRevNet`'s `inverse` and a decoder's
+    `generate`, are gone, and so are those of a model's own class. A momentum network
+    keeps its velocity: `revkeras.from_momentum_net` undoes the conversion instead.
 
     Args:
         model: A built `keras.Model`, or a `revkeras.ReversibleSequential`.
@@ -78,24 +75,12 @@ def to_plain(model: keras.Model) -> keras.Model:
             "ReversibleSequential nor runs that `revkeras.to_momentum_net` made."
         )
     runs = [run for layer in converted for run in layer.momentum_runs]
-    if not stacks and not any(run.beta for run in runs):
-        for layer in converted:
-            revert(layer)
-        return model
     graph = _functional(model)
     moving = [*([x] for x in stacks), *(run.blocks for run in runs)]
-    if graph is not None and _can_be_rewritten(graph, moving):
-        blocks = {id(b): (r, i) for r in runs for i, b in enumerate(r.blocks)}
-        plain = _rewritten(graph, blocks, masked=any(map(makes_masks, layers)))
-        for layer in converted:
-            revert(layer)
-        return plain
-    for run in runs:
-        run.memory_mode = "none"
-    for stack in stacks:
-        stack.offload = None  # plain differentiation has all weights on the device
-        stack.memory_mode = "none"
-    return model
+    if graph is None or not _can_be_rewritten(graph, moving):
+        return called_plainly(model, [*stacks, *runs])
+    blocks = {id(b): (r, i) for r in runs for i, b in enumerate(r.blocks)}
+    return _rewritten(graph, blocks, masked=any(map(makes_masks, layers)))
 
 
 def _plain_stack(stack: ReversibleSequential) -> keras.Model:

@@ -7,10 +7,10 @@ from typing import Any
 
 import keras
 
-from revkeras._engine import verbs
 from revkeras._keras import call_signature, set_call_signature
 from revkeras._stack.call_arguments import required_arguments
 from revkeras._stack.stateless import is_built
+from revkeras.convert.layer_calls import layer_calls
 
 # The block that is called as it was before a conversion took its place.
 _ORIGINAL: contextvars.ContextVar = contextvars.ContextVar("original", default=None)
@@ -143,7 +143,7 @@ def _check_residual(block: keras.layers.Layer, x: Any, arguments: dict) -> None:
     def function(x: Any, tensors: dict) -> Any:
         return block(x, **tensors, **others)
 
-    (call,) = verbs.layer_calls(function, [x, tensors], [block])
+    (call,) = layer_calls(function, [x, tensors], [block])
     if not call.keeps_input:
         raise ValueError(
             f"{name} is not residual: its input does not reach its output through additions "

@@ -62,7 +62,7 @@ def test_names_take_blocks_that_are_not_equal_or_not_residual():
     model = revkeras.to_momentum_net(chain(layers), layers=["a", "b", "c"], beta=1e-6)
     assert runs(model) == [["a", "b", "c"]]
     expected = model(X)
-    revkeras.to_plain(model)
+    revkeras.from_momentum_net(model)
     np.testing.assert_allclose(chain(layers)(X), expected, atol=1e-4)
 
 
@@ -188,6 +188,7 @@ def test_a_model_that_holds_a_converted_one_and_one_inside_a_converted_one():
         np.testing.assert_array_equal(first(X), expected)
         plain = revkeras.to_plain(first)
         np.testing.assert_allclose(plain(X), expected, rtol=1e-5, atol=1e-6)
+        revkeras.from_momentum_net(first)
 
 
 def test_a_call_put_in_the_place_of_a_layers_own_stays():
@@ -198,7 +199,7 @@ def test_a_call_put_in_the_place_of_a_layers_own_stays():
     assert vars(model.layers[1])["call"] is own
     model = chain([Block(name="a"), Block(name="b")])
     model.layers[1].call = own = model.layers[1].call
-    revkeras.to_plain(revkeras.to_momentum_net(model))
+    revkeras.from_momentum_net(revkeras.to_momentum_net(model))
     assert vars(model.layers[1])["call"] is own
 
 

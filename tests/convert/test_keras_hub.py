@@ -119,5 +119,5 @@ def test_generation_is_traced_anew_after_each_conversion():
     assert (converted != original).any()
     model.compile(sampler="greedy")
     np.testing.assert_array_equal(generated(), converted)
-    revkeras.to_plain(model)
+    revkeras.from_momentum_net(model)
     np.testing.assert_array_equal(generated(), original)

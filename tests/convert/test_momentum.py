@@ -111,24 +111,27 @@ def test_blocks_that_are_models_report_too_and_nothing_hides_what_is_not_finite(
     assert history[name][0] > 0
     found = model.predict(np.array([[1.0] * 4, [np.nan] * 4, [np.inf] * 4]), verbose=0)
     np.testing.assert_array_equal(np.isfinite(found).all(axis=1), [True, False, False])
-    revkeras.to_plain(model)
+    revkeras.from_momentum_net(model)
     assert not any(n.name.endswith("_saturated") for n in model.metrics)
 
 
-def test_a_subclassed_model_that_was_made_plain_is_converted_again():
+def test_a_subclassed_model_that_was_converted_back_is_converted_again():
     model = subclassed(3)
     expected = model(X)
     revkeras.to_momentum_net(model, beta=0.5)
     with pytest.raises(ValueError, match="momentum network already"):
         revkeras.to_momentum_net(model)
-    revkeras.to_plain(model)
-    plain = model(X)
-    with pytest.raises(ValueError, match="no layer has the name 'nobody'"):
-        revkeras.to_momentum_net(model, layers=["nobody", "else"])
-    np.testing.assert_array_equal(model(X), plain)
+    converted = model(X)
+    plain = revkeras.to_plain(model)
+    np.testing.assert_allclose(plain(X), converted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(model(X), converted)
+    with pytest.raises(ValueError, match="Pass the model that was converted"):
+        revkeras.from_momentum_net(plain)
+    assert revkeras.from_momentum_net(model) is model
+    for same in model, plain:
+        np.testing.assert_array_equal(same(X), expected)
     revkeras.to_momentum_net(model, beta=0.0)
-    assert revkeras.to_plain(model) is model
-    np.testing.assert_array_equal(model(X), expected)
+    np.testing.assert_array_equal(revkeras.from_momentum_net(model)(X), expected)
 
 
 def test_a_model_compiled_before_leaves_xla_until_it_is_converted_back():
@@ -136,12 +139,12 @@ def test_a_model_compiled_before_leaves_xla_until_it_is_converted_back():
     model.compile("adam", "mse", jit_compile=True)
     revkeras.to_momentum_net(model)
     assert not model.jit_compile
-    revkeras.to_plain(model)
+    revkeras.from_momentum_net(model)
     assert model.supports_jit
     assert model.jit_compile
     revkeras.to_momentum_net(model)
     model.compile("adam", "mse", jit_compile=False)
-    revkeras.to_plain(model)
+    revkeras.from_momentum_net(model)
     assert not model.jit_compile
 
 
@@ -203,7 +206,6 @@ def test_caches_go_block_by_block_with_the_velocity():
     np.testing.assert_allclose(x, model(X), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(after, np.ones((4, 6, 4)))
     assert np.abs(model(X, caches=caches)[0] - plain).max() > 1e-2
-    revkeras.to_plain(model)
 
 
 def test_a_model_of_a_part_of_the_layers_computes_that_part():
@@ -213,7 +215,7 @@ def test_a_model_of_a_part_of_the_layers_computes_that_part():
     first = model.get_layer("first")(X)
     x, v = first, np.zeros_like(first)
     found = inside(DATA["functional"])
-    revkeras.to_plain(model)
+    revkeras.from_momentum_net(model)
     for i in range(2):
         y = model.get_layer(f"block_{i}")(x, scale=DATA["functional"]["scale"])
         v = 0.3 * v + 0.7 * (np.array(y) - x)
@@ -269,7 +271,7 @@ def test_a_plain_model_is_compiled_and_converted_anew(kind):
     assert not plain.compiled
     plain.compile("adam", own_loss)
     plain.fit(DATA[kind], np.zeros_like(expected), epochs=0, verbose=0)
-    np.testing.assert_allclose(model(DATA[kind]), expected, rtol=1e-6)
+    np.testing.assert_allclose(revkeras.from_momentum_net(model)(DATA[kind]), expected, rtol=1e-6)
     again = revkeras.to_plain(revkeras.to_momentum_net(model, beta=0.2))
     np.testing.assert_allclose(again(DATA[kind]), plain(DATA[kind]), rtol=1e-6)
     with pytest.raises(ValueError, match="holds nothing that is reversible"):

@@ -54,7 +54,7 @@ def test_outputs_returned_in_a_mode_that_was_not_traced(in_graph):
     with pytest.raises(ValueError, match="'block_0'.*is in the middle.*leave out each block"):
         call(X, mode="all")
     call(X)
-    _, read = revkeras.to_plain(model)(X, mode="all")
+    _, read = revkeras.from_momentum_net(model)(X, mode="all")
     assert len({y.numpy().tobytes() for y in read}) == 3
 
 

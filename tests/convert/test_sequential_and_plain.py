@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import revkeras
+from revkeras._stack.memory_modes import MEMORY_MODES
 from tests import modes
 from tests.convert.models import Block, X, functional
 
@@ -124,6 +125,10 @@ def test_bad_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             revkeras.to_plain(model)
+    with pytest.raises(
+        ValueError, match="`model`: expected a model that `revkeras.to_momentum_net`"
+    ):
+        revkeras.from_momentum_net(functional())
     with pytest.raises(TypeError, match="`model`: expected a `keras.Model`"):
         revkeras.to_plain(L.Dense(2))
 
@@ -214,7 +219,7 @@ def test_models_of_the_library_become_plain(build, tmp_path):
     np.testing.assert_allclose(loaded.serve(data), model(data), rtol=1e-4, atol=1e-5)
 
 
-def test_stacks_in_a_subclassed_model_stay_and_are_differentiated_plainly():
+def test_stacks_in_a_subclassed_model_are_differentiated_plainly_around_it():
     class Owner(keras.Model):
         def __init__(self):
             super().__init__()
@@ -225,9 +230,15 @@ def test_stacks_in_a_subclassed_model_stay_and_are_differentiated_plainly():
 
     model = Owner()
     expected = model(X)
-    assert revkeras.to_plain(model) is model
-    assert model.stack.memory_mode == "none"
-    np.testing.assert_allclose(model(X), expected, rtol=1e-6)
+    plain = revkeras.to_plain(model)
+    assert plain is not model
+    assert [id(v) for v in plain.weights] == [id(v) for v in model.weights]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MEMORY_MODES, "reversible", None)
+        np.testing.assert_allclose(plain(X), expected, rtol=1e-6)
+    np.testing.assert_array_equal(model(X), expected)
+    with pytest.raises(NotImplementedError, match="cannot be saved. Export it"):
+        plain.save("unused.keras")
 
 
 class Reader(L.Layer):

@@ -3,6 +3,7 @@
 from revkeras._engine.jax.assertions import finite, require
 from revkeras._engine.jax.autodiff import custom_vjp, vjp
 from revkeras._engine.jax.called import after, passes_of
+from revkeras._engine.jax.equations import is_read, is_same_tensor, mark, operations_of
 from revkeras._engine.jax.memory_kinds import fetch, is_on_host, place, residence
 from revkeras._engine.jax.traces import (
     are_initialized,
@@ -29,10 +30,14 @@ __all__ = [
     "has_float64",
     "is_eager",
     "is_on_host",
+    "is_read",
+    "is_same_tensor",
     "joins_compile",
+    "mark",
     "may_be_replayed",
     "note_reads",
     "offer_update",
+    "operations_of",
     "passes_of",
     "place",
     "read_late",

@@ -16,7 +16,12 @@ from revkeras._engine.tensorflow.graph import (
     snapshot,
     vjp,
 )
-from revkeras._engine.tensorflow.layer_calls import is_read, is_same_tensor, layer_calls
+from revkeras._engine.tensorflow.graph_operations import (
+    is_read,
+    is_same_tensor,
+    mark,
+    operations_of,
+)
 from revkeras._engine.tensorflow.passes import passes_of
 from revkeras._engine.tensorflow.replayable import refusing_merges
 from revkeras._engine.tensorflow.residence import is_on_host, place, residence
@@ -37,10 +42,11 @@ __all__ = [
     "is_read",
     "is_same_tensor",
     "joins_compile",
-    "layer_calls",
+    "mark",
     "may_be_replayed",
     "note_reads",
     "offer_update",
+    "operations_of",
     "passes_of",
     "place",
     "read_late",
