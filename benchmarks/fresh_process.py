@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+PYTHON = (sys.executable,)
+
 
 def main(parser, configuration_class, measure_here, run):
     """Runs a benchmark, or with `--measure JSON` one configuration, in this process."""
@@ -17,7 +19,7 @@ def main(parser, configuration_class, measure_here, run):
         run(arguments)
 
 
-def measure(script, configuration, environment, python=(sys.executable,)):
+def measure(script, configuration, environment, python=PYTHON):
     """Runs `script --measure` by the command `python`; returns the values that it prints last."""
     arguments = ["--measure", json.dumps(dataclasses.asdict(configuration))]
     process = subprocess.run(

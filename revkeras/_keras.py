@@ -180,11 +180,20 @@ def take_losses(layer: keras.layers.Layer, call: Callable) -> tuple[Any, list]:
 def add_metric(layer: keras.layers.Layer, metric: keras.metrics.Metric) -> None:
     """Has a layer report a metric. Assigning an attribute would track it for good."""
     layer._metrics.append(metric)
+    carry_metric(layer, metric)
+
+
+def carry_metric(layer: keras.layers.Layer, metric: keras.metrics.Metric) -> None:
+    """Makes the value of a metric with a `generator` a part of a layer's state."""
+    if hasattr(metric, "generator"):
+        layer._seed_generators.append(metric.generator)
 
 
 def remove_metric(layer: keras.layers.Layer, metric: keras.metrics.Metric) -> None:
     """Undoes `add_metric`."""
     layer._metrics.remove(metric)
+    if hasattr(metric, "generator"):
+        layer._seed_generators.remove(metric.generator)
 
 
 # Models.

@@ -10,7 +10,7 @@ import keras
 from revkeras import couplings
 from revkeras._engine import verbs, walk
 from revkeras._engine.carry import APART, Carry, Layout
-from revkeras._keras import call_signature, set_call_signature
+from revkeras._keras import call_signature, carry_metric, set_call_signature
 from revkeras._stack import streams
 from revkeras._stack.block_call import BlockCall
 from revkeras._stack.call_arguments import (
@@ -193,7 +193,8 @@ class ReversibleSequential(keras.layers.Layer):
         self.couplings = resolved
         if resolved[0].exact:
             # Keras merges metrics of one name, and a second stack's would hide the first's.
-            self.saturated = keras.metrics.Sum(name=f"{self.name}_saturated")
+            self.saturated = verbs.call_metric(name=f"{self.name}_saturated")
+            carry_metric(self, self.saturated)
         self.depth = sum(not is_invertible(layer) for layer in layers)  # in blocks
         # The couplings of the blocks, in turn.
         self.block_couplings = list(itertools.islice(itertools.cycle(resolved), self.depth))

@@ -113,3 +113,18 @@ def test_exact_couplings_need_64_bits():
         total, weights = function(layer, training=True)
         found = jax.jit(jax.grad(total))(weights, x(2, 8))
         assert all(jnp.isfinite(d).all() for d in found)
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_saturated_elements_are_counted_in_fit(eagerly):
+    """Keras's trainer gives a layer's call none of its metrics' variables."""
+    with jax.enable_x64(True):
+        coupling = revkeras.couplings.Additive(exact=True)
+        layer = revkeras.ReversibleSequential([L.Dense(4) for _ in range(2)], coupling=coupling)
+        model = keras.Sequential([keras.Input((8,)), layer])
+        model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=eagerly)
+        large = np.full((4, 8), 1e7, "float32")
+        history = model.fit(large, large, epochs=2, verbose=0).history
+        per_epoch = history[f"{layer.name}_saturated"]
+        assert per_epoch[0] == per_epoch[1] == layer.saturated.result() > 0
+        assert len(model.weights) == 4

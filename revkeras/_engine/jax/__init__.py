@@ -2,6 +2,7 @@
 
 from revkeras._engine.jax.assertions import finite, require
 from revkeras._engine.jax.autodiff import custom_vjp, vjp
+from revkeras._engine.jax.call_metrics import CarriedSum as call_metric
 from revkeras._engine.jax.called import after, passes_of
 from revkeras._engine.jax.equations import is_read, is_same_tensor, mark, operations_of
 from revkeras._engine.jax.memory_kinds import fetch, is_on_host, place, residence
@@ -22,6 +23,7 @@ from revkeras._engine.jax.whole_steps import note_reads, offer_update, take_upda
 __all__ = [
     "after",
     "are_initialized",
+    "call_metric",
     "compiles_by_default",
     "custom_vjp",
     "eager_scope",

@@ -18,7 +18,7 @@ import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from revkeras._engine.carry import Carry
-from revkeras._engine.jax.traces import is_eager
+from revkeras._engine.jax.traces import compiler, is_eager
 from revkeras._engine.step import Step
 from revkeras._engine.walk import backward_pass, forward_pass
 from revkeras.debugging import checks_enabled
@@ -58,15 +58,15 @@ def _ways(step: Step, values: tuple) -> Ways:
     forward, backward = forward_pass(step), backward_pass(step, step.block)
     if is_eager():
         return Ways(forward, backward)
-    seal = fenced if jax.default_backend() == "gpu" else called
-    if jax.default_backend() == "cpu" and _convolves(forward, *values):
+    seal = fenced if compiler() == "gpu" else called
+    if compiler() == "cpu" and _convolves(forward, *values):
         return Ways(forward, backward)
     return Ways(seal(forward), seal(backward))
 
 
 def after(gate: Any, values: Any) -> Any:
     """The values, once those of `gate` are there; either may have `None` in it."""
-    if is_eager() or jax.default_backend() != "gpu":
+    if is_eager() or compiler() != "gpu":
         return values
     return jax.lax.optimization_barrier((gate, values))[1]
 

@@ -17,6 +17,13 @@ def is_eager() -> bool:
     return trace_state_clean()
 
 
+def compiler() -> str:
+    """The platform that programs are compiled for: `"cpu"`, `"gpu"` or `"tpu"`."""
+    device = jax.config.jax_default_device  # set by `jax.default_device`, to one or its platform
+    platform = getattr(device, "platform", device) or jax.default_backend()
+    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+
+
 def may_be_replayed() -> bool:
     """Whether anything could ask for the gradient of what is computed now."""
     return not is_eager()

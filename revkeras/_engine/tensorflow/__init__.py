@@ -1,5 +1,7 @@
 """The gradient engine on TensorFlow."""
 
+from keras.metrics import Sum as call_metric
+
 from revkeras._engine.tensorflow.custom_gradient import custom_vjp, with_gradient
 from revkeras._engine.tensorflow.graph import (
     after,
@@ -31,6 +33,7 @@ from revkeras._engine.tensorflow.updates import note_reads, offer_update, take_u
 __all__ = [
     "after",
     "are_initialized",
+    "call_metric",
     "compiles_by_default",
     "custom_vjp",
     "eager_scope",
