@@ -2,4 +2,6 @@
 
 import keras
 
-collect_ignore = [] if keras.backend.backend() == "jax" else ["test_jax_transformations.py"]
+ON_JAX = ["test_jax_transformations.py", "test_sharded_on_jax.py"]
+
+collect_ignore = [] if keras.backend.backend() == "jax" else ON_JAX
