@@ -105,7 +105,7 @@ def run(a):
         for name in a.workloads:
             for depth in a.depths:
                 found = []
-                for mode in MODES:
+                for mode in a.modes:
                     shape = tuple(a.shape or SHAPES[name])
                     c = Configuration(name, shape, device, mode, depth)
                     command = ["timeout", str(a.seconds)]
@@ -119,7 +119,7 @@ def run(a):
                         found.append("-")
                 rows.append([device, name, str(depth), *found])
                 print(" | ".join(rows[-1]), flush=True)
-    titles = (f"{KERAS_CONTESTANTS[mode]}, MiB" for mode in MODES)
+    titles = (f"{KERAS_CONTESTANTS[mode]}, MiB" for mode in a.modes)
     print(table(["device", "workload", "blocks", *titles], rows, text_columns=2))
 
 
@@ -127,6 +127,7 @@ def argument_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", nargs="+", choices=DEVICES, default=[*DEVICES])
     parser.add_argument("--workloads", nargs="+", choices=SHAPES, default=[*SHAPES])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=[*MODES])
     parser.add_argument("--depths", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--shape", type=int, nargs="+", help="of the input, instead of a real one")
     parser.add_argument("--seconds", type=int, default=900, help="for one program")

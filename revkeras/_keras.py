@@ -308,6 +308,44 @@ class TakingVariable(keras.Variable):
         self.take(value)
 
 
+class ReadingVariable(keras.Variable):
+    """A variable that makes what it gives of what it keeps, and the other way round.
+
+    A `StatelessScope` has what it keeps. The public `value` and `assign` give no place to do so.
+    """
+
+    def give(self, kept: Any) -> Any:
+        """What `value` is, before autocast."""
+        raise NotImplementedError
+
+    def keep(self, value: Any) -> Any:
+        """What is kept of a value that was assigned."""
+        raise NotImplementedError
+
+    @property
+    def kept(self) -> Any:
+        scope = get_stateless_scope() if keras.src.backend.in_stateless_scope() else None
+        found = scope.get_current_value(self) if scope else None
+        return self._value if found is None else found
+
+    @property
+    def value(self) -> Any:
+        return self._maybe_autocast(self.give(self.kept))
+
+    def assign(self, value: Any) -> Any:
+        value = self._convert_to_tensor(value, dtype=self._dtype)
+        return super().assign(self.keep(value))
+
+    def _direct_assign(self, value: Any) -> None:
+        super()._direct_assign(self.keep(value))
+
+
+def become(variable: keras.Variable, kind: type) -> None:
+    """Makes a variable one of another class, with the value that it has. Keras makes them all."""
+    value, variable.__class__ = variable._value, kind
+    variable._direct_assign(value)
+
+
 def stored_dtype(variable: keras.Variable) -> str:
     """The dtype that a variable has. In a call, the public `dtype` is that of autocast."""
     return variable._dtype

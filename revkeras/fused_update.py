@@ -72,7 +72,7 @@ class FusedUpdate(keras.optimizers.Optimizer):
         # late to update inside the backward pass. Not all optimizers have variables to make.
         self.add_variable((), dtype="int", name="built")
         # Keras makes them where the variables are, which it can tell eagerly alone.
-        with verbs.eager_scope():
+        with verbs.eager_scope(), verbs.slots_beside(self.inner_optimizer):
             self.inner_optimizer.build(variables)
         super().build(variables)
 
@@ -106,6 +106,7 @@ class FusedUpdate(keras.optimizers.Optimizer):
                 self.build(list(trainable_variables))
             self.inner_optimizer.apply(grads, trainable_variables)
             return
+        grads = [verbs.on_device(g) for g in grads]
         variables = list(trainable_variables or variables_to_update(self))
         updated = verbs.take_updated()
         if updated is None and self._began_eagerly is not verbs.is_eager():

@@ -34,10 +34,10 @@ from revkeras._stack.stack_checks import (
     check_layer_inverse,
     check_layers,
     check_offload,
-    check_on_host,
     check_required,
     check_start,
     find_depth_limit,
+    keep_on_host,
     noted,
     separate_latents,
     stream_dtype,
@@ -120,7 +120,8 @@ class ReversibleSequential(keras.layers.Layer):
             them what an optimizer keeps for each. They come to the device one layer
             at a time, the next layer's while one computes; wrap the optimizer in
             `revkeras.FusedUpdate`, and gradients go back and weights are updated one
-            layer at a time too. For the `"reversible"` mode only. Defaults to
+            layer at a time too. JAX, which computes with values of one memory alone,
+            needs `FusedUpdate` there. For the `"reversible"` mode only. Defaults to
             `None`, which leaves weights where they are made.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`. `dtype` is
             the dtype of the two streams; left out, it is the variable dtype
@@ -233,7 +234,7 @@ class ReversibleSequential(keras.layers.Layer):
         plan = self._planned(input_shape, build=self._try_to_build_block)
         self._n_latents = len(plan.latents)
         if self.offload:
-            check_on_host(self.layers)
+            keep_on_host(self.layers)
         if self.check_inverse:
             with verbs.eager_scope():
                 for call, source in zip(plan.calls, plan.sources, strict=True):

@@ -117,10 +117,10 @@ def check_offload(offload: Any, memory_mode: str) -> None:
         )
 
 
-def check_on_host(layers: Sequence[keras.layers.Layer]) -> None:
-    """Raises if a layer was built where its weights would not be on the host."""
+def keep_on_host(layers: Sequence[keras.layers.Layer]) -> None:
+    """Has the layers' weights on the host, or raises if one was built where they would not be."""
     for index, layer in enumerate(layers):
-        if away := [v.path for v in layer.weights if not verbs.is_on_host(v)]:
+        if away := [v.path for v in layer.weights if not verbs.keep_on_host(v)]:
             raise ValueError(
                 f"Layer {index} ('{layer.name}', of type {type(layer).__name__}) was built on a "
                 f"device before it came into a stack with offload='host': {away}. Leave it to the "

@@ -115,6 +115,24 @@ def test_exact_couplings_need_64_bits():
         assert all(jnp.isfinite(d).all() for d in found)
 
 
+def test_weights_and_slots_are_in_the_hosts_memory():
+    layer = revkeras.ReversibleSequential([blocks.dense(4) for _ in range(2)], offload="host")
+    model = keras.Sequential([keras.Input((8,)), layer, L.Dense(1)])
+    model.compile(revkeras.FusedUpdate(keras.optimizers.Adam()), "mse")
+    model.fit(np.ones((4, 8)), np.ones((4, 1)), verbose=0)
+
+    def kinds(variables):
+        return {v.value.sharding.memory_kind for v in variables}
+
+    slots = [v for v in model.optimizer.variables if "reversible" in v.path]
+    assert len(slots) == 2 * len(layer.trainable_variables)
+    assert kinds([*layer.trainable_variables, *slots]) == {"pinned_host"}
+    assert kinds(model.layers[-1].trainable_variables) == {"device"}
+    total, weights = function(layer, training=True)
+    found = jax.jit(jax.grad(total))(weights, x(2, 8))
+    assert {d.sharding.memory_kind for d in found} == {"pinned_host"}
+
+
 @pytest.mark.parametrize("eagerly", [False, True])
 def test_saturated_elements_are_counted_in_fit(eagerly):
     """Keras's trainer gives a layer's call none of its metrics' variables."""

@@ -52,6 +52,18 @@ def test_fused_update():
     assert_close(found, expected)
 
 
+def test_weights_on_the_host(tmp_path):
+    fused = revkeras.FusedUpdate(keras.optimizers.Adam())
+    first = model("reversible", fused, offload="host")
+    *found, _ = trained(first)
+    *expected, _ = trained(model("none", keras.optimizers.Adam()))
+    assert_close(found, expected)
+    first.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    x, y = data()
+    assert_close(again.evaluate(x, y, verbose=0), first.evaluate(x, y, verbose=0))
+
+
 def test_a_saved_model_is_the_same(tmp_path):
     first = model("reversible")
     trained(first)

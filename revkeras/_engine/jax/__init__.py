@@ -5,7 +5,14 @@ from revkeras._engine.jax.autodiff import custom_vjp, vjp
 from revkeras._engine.jax.call_metrics import CarriedSum as call_metric
 from revkeras._engine.jax.called import after, passes_of
 from revkeras._engine.jax.equations import is_read, is_same_tensor, mark, operations_of
-from revkeras._engine.jax.memory_kinds import fetch, is_on_host, place, residence
+from revkeras._engine.jax.memory_kinds import (
+    fetch,
+    keep_on_host,
+    on_device,
+    place,
+    residence,
+    slots_beside,
+)
 from revkeras._engine.jax.traces import (
     are_initialized,
     compiles_by_default,
@@ -31,14 +38,15 @@ __all__ = [
     "finite",
     "has_float64",
     "is_eager",
-    "is_on_host",
     "is_read",
     "is_same_tensor",
     "joins_compile",
+    "keep_on_host",
     "mark",
     "may_be_replayed",
     "note_reads",
     "offer_update",
+    "on_device",
     "operations_of",
     "passes_of",
     "place",
@@ -46,6 +54,7 @@ __all__ = [
     "refusing_merges",
     "require",
     "residence",
+    "slots_beside",
     "snapshot",
     "take_updated",
     "use_up",

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from revkeras._engine.jax.memory_kinds import beside
+
 
 def custom_vjp(
     run: Callable,
@@ -36,7 +38,7 @@ def custom_vjp(
         known, weights, kept = residuals
         dresults = jax.tree.map(_given, dresults, is_leaf=_is_leaf)
         dinputs, dweights = back(known, *dresults[:2], weights, kept)
-        return dinputs, dweights, None
+        return dinputs, [beside(d, w) for d, w in zip(dweights, weights, strict=True)], None
 
     function.defvjp(forward, backward, symbolic_zeros=True)
     return function(inputs, weights, state)

@@ -26,7 +26,13 @@ from revkeras._engine.tensorflow.graph_operations import (
 )
 from revkeras._engine.tensorflow.passes import passes_of
 from revkeras._engine.tensorflow.replayable import refusing_merges
-from revkeras._engine.tensorflow.residence import is_on_host, place, residence
+from revkeras._engine.tensorflow.residence import (
+    keep_on_host,
+    on_device,
+    place,
+    residence,
+    slots_beside,
+)
 from revkeras._engine.tensorflow.unread import fetch, read_late
 from revkeras._engine.tensorflow.updates import note_reads, offer_update, take_updated, use_up
 
@@ -41,14 +47,15 @@ __all__ = [
     "finite",
     "has_float64",
     "is_eager",
-    "is_on_host",
     "is_read",
     "is_same_tensor",
     "joins_compile",
+    "keep_on_host",
     "mark",
     "may_be_replayed",
     "note_reads",
     "offer_update",
+    "on_device",
     "operations_of",
     "passes_of",
     "place",
@@ -57,6 +64,7 @@ __all__ = [
     "require",
     "residence",
     "shared",
+    "slots_beside",
     "snapshot",
     "take_updated",
     "use_up",

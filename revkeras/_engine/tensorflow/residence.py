@@ -74,6 +74,16 @@ def place(offload: str | None) -> contextlib.AbstractContextManager:
     return tf.device(host()) if offload else contextlib.nullcontext()
 
 
-def is_on_host(variable: Any) -> bool:
-    """Whether a Keras variable lives in the host's memory."""
+def keep_on_host(variable: Any) -> bool:
+    """Whether a layer's weight lives in the host's memory. TensorFlow moves none."""
     return variable.value.device == host()
+
+
+def on_device(x: Any) -> Any:
+    """A tensor where it can be computed with; TensorFlow brings it there."""
+    return x
+
+
+def slots_beside(optimizer: Any) -> contextlib.AbstractContextManager:
+    """Inside, an optimizer makes what it keeps of a variable beside it, as it does anyway."""
+    return contextlib.nullcontext()
