@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTORCH_VENV := .venv-pytorch
+PLUGINS := .plugins
 OUT := out
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-versions lint bench bench-full bench-distributed bench-models horovod pytorch exactness clean
+.PHONY: demo test test-versions lint bench bench-full bench-distributed bench-models ahead-of-time horovod pytorch exactness clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/language_model.py --out $(OUT)
@@ -39,6 +40,9 @@ horovod: $(VENV)/installed
 bench-models: $(VENV)/installed
 	$(BIN)/python benchmarks/models.py --docs docs/models.md
 
+ahead-of-time: $(VENV)/installed $(PLUGINS)/installed
+	PYTHONPATH=$(PLUGINS) $(BIN)/python benchmarks/ahead_of_time.py
+
 pytorch: $(PYTORCH_VENV)/installed
 
 exactness: $(VENV)/installed
@@ -56,5 +60,9 @@ $(PYTORCH_VENV)/installed: benchmarks/requirements-pytorch.txt
 	$(PYTORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
+$(PLUGINS)/installed: benchmarks/requirements-plugins.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(PLUGINS) -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PYTORCH_VENV) .venv-keras-* $(OUT) build *.egg-info
+	rm -rf $(VENV) $(PYTORCH_VENV) $(PLUGINS) .venv-keras-* $(OUT) build *.egg-info

@@ -29,7 +29,7 @@ SHAPES = {
     "convolutional": (64, 56, 56, 256),
     "transformer": (1, 4096, 2048),
 }
-DEVICES = {"h100": "cuda", "v5e": "tpu"}
+DEVICES = {"h100": "cuda", "v5e": "tpu", "cpu": "cpu"}
 # XLA of JAX 0.10 makes code that it then refuses of plain stacks: "'scf.if' op along control flow".
 OPTIONS = {"cuda": {"xla_disable_hlo_passes": "triton-softmax-rewriter"}}
 MODES = "none", "checkpoint", "reversible"
@@ -49,8 +49,11 @@ class Configuration:
 
 def device_of(name):
     """A device that programs can be compiled for, and nothing else."""
+    import jax
     from jax.experimental import topologies
 
+    if name == "cpu":
+        return jax.devices("cpu")[0]
     if name == "v5e":
         import libtpu
 
@@ -125,7 +128,7 @@ def run(a):
 
 def argument_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--devices", nargs="+", choices=DEVICES, default=[*DEVICES])
+    parser.add_argument("--devices", nargs="+", choices=DEVICES, default=["h100", "v5e"])
     parser.add_argument("--workloads", nargs="+", choices=SHAPES, default=[*SHAPES])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=[*MODES])
     parser.add_argument("--depths", type=int, nargs="+", default=[4, 16, 64])

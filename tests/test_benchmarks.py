@@ -6,10 +6,12 @@ import os
 import subprocess
 from pathlib import Path
 
+import ahead_of_time
 import deep_stacks
 import distributed
 import fresh_process
 import fused_update
+import gpu
 import machine
 import offload
 import operations
@@ -110,6 +112,22 @@ def test_a_whole_program():
     found = fresh_process.measure(script, configuration, environment)
     assert list(found) == ["temporaries", "compile", "step"]
     assert min(found.values()) > 0
+
+
+def test_compiled_ahead_of_time():
+    configuration = ahead_of_time.Configuration("dense", (4, 8), "cpu", "reversible", depth=2)
+    script = ROOT / "benchmarks" / "ahead_of_time.py"
+    environment = {**ahead_of_time.ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    assert fresh_process.measure(script, configuration, environment)["temporaries"] > 0
+
+
+def test_a_step_as_on_a_gpu():
+    configuration = gpu.Configuration("transformer, batch", "reversible", (1, 4, 8), 2, steps=1)
+    script = ROOT / "benchmarks" / "gpu.py"
+    found = fresh_process.measure(
+        script, configuration, {**gpu.ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    )
+    assert min(found["seconds"], found["peak"], found["limit"]) > 0
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")

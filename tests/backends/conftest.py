@@ -4,4 +4,7 @@ import keras
 
 ON_JAX = ["test_jax_transformations.py", "test_sharded_on_jax.py"]
 
-collect_ignore = [] if keras.backend.backend() == "jax" else ON_JAX
+# Which starts processes on each backend itself.
+ONCE = ["test_across_backends.py"]
+
+collect_ignore = ONCE if keras.backend.backend() == "jax" else ON_JAX

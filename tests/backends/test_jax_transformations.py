@@ -1,5 +1,8 @@
 """JAX's transformations of functions that call a stack."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -113,6 +116,32 @@ def test_exact_couplings_need_64_bits():
         total, weights = function(layer, training=True)
         found = jax.jit(jax.grad(total))(weights, x(2, 8))
         assert all(jnp.isfinite(d).all() for d in found)
+
+
+def test_keras_compiles_steps():
+    """It would run them operation by operation for a layer that does not join its compile."""
+    inputs = x_in = keras.Input((8,))
+    for _ in range(3):
+        x_in = x_in + L.Dense(8, activation="tanh")(x_in)
+    for layers in [stack()], [revkeras.Checkpoint(L.Dense(8))], [stack(), stack("checkpoint")]:
+        model = keras.Sequential([keras.Input((8,)), *layers])
+        model.compile("sgd", "mse")
+        assert model.jit_compile
+    model = revkeras.to_momentum_net(keras.Model(inputs, x_in), beta=0.5)
+    model.compile("sgd", "mse")
+    assert model.jit_compile
+
+
+def test_exported_to_a_saved_model(tmp_path):
+    model = keras.Sequential([keras.Input((8,)), stack(), L.Dense(3)])
+    expected = model(x(4, 8))
+    model.export(tmp_path / "saved", verbose=False)
+    code = "import sys, numpy as np, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]); "
+    code += "np.save(sys.argv[3], m.serve(np.load(sys.argv[2])))"
+    np.save(tmp_path / "x.npy", x(4, 8))
+    arguments = [tmp_path / "saved", tmp_path / "x.npy", tmp_path / "y.npy"]
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, timeout=300)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_and_slots_are_in_the_hosts_memory():
