@@ -16,6 +16,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/backends --numprocesses 2 --dist loadscope
+	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/backends --numprocesses 2 --dist loadscope
 
 # The oldest supported Keras, the current one, and the next one.
 test-versions:

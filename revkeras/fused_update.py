@@ -191,7 +191,11 @@ def _refuse_all_at_once(optimizer: keras.optimizers.Optimizer) -> None:
             )
     own, base = type(optimizer), keras.optimizers.Optimizer
     whole = ("apply", "apply_gradients", *WHOLE_STEP)
-    if any(getattr(own, name) is not getattr(base, name) for name in whole):
+    changed = [
+        getattr(own, name) for name in whole if getattr(own, name) is not getattr(base, name)
+    ]
+    # Keras's optimizers on PyTorch update all variables in one call, each by itself.
+    if any(not f.__module__.startswith("keras.src.backend.") for f in changed):
         raise ValueError(
             "Invalid value for argument `inner_optimizer`: expected an optimizer that updates each "
             f"variable by itself, such as SGD, Adam or AdamW, received a {type(optimizer).__name__}"

@@ -169,6 +169,6 @@ def test_couplings_layers_and_models_need_no_engine():
     """
     errors, message, engine = in_a_fresh_process(code)
     assert max(errors) < 1e-12
-    assert "TensorFlow and JAX backends" in message
+    assert "TensorFlow, JAX and PyTorch backends" in message
     assert "received 'numpy'. Set KERAS_BACKEND=tensorflow" in message
     assert not engine

@@ -28,6 +28,8 @@ if keras.backend.backend() == "tensorflow":
     from revkeras._engine.tensorflow import *  # noqa: F403  its `__all__` lists the verbs
 elif keras.backend.backend() == "jax":
     from revkeras._engine.jax import *  # noqa: F403
+elif keras.backend.backend() == "torch":
+    from revkeras._engine.torch import *  # noqa: F403
 
 
 def __getattr__(verb: str) -> Callable:
@@ -37,8 +39,9 @@ def __getattr__(verb: str) -> Callable:
 
     def refuse(*_: Any, **__: Any) -> None:
         raise NotImplementedError(
-            "Reversible layers run on Keras's TensorFlow and JAX backends; sharded training and "
-            "conversions on TensorFlow alone. Expected keras.backend.backend() == 'tensorflow', "
+            "Reversible layers run on Keras's TensorFlow, JAX and PyTorch backends; sharded "
+            "training on TensorFlow alone, and conversions on TensorFlow and JAX. Expected "
+            "keras.backend.backend() == 'tensorflow', "
             f"received '{keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow in the "
             "environment before Keras is imported."
         )

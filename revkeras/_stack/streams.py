@@ -175,4 +175,6 @@ def is_pair(shape: Any) -> bool:
 def _is_dense_tensor(x: Any) -> bool:
     if isinstance(x, keras.KerasTensor):
         return not (getattr(x, "ragged", False) or x.sparse)
-    return keras.ops.is_tensor(x) and not hasattr(x, "row_splits") and not hasattr(x, "indices")
+    # What ragged and sparse tensors of the backends have, and dense ones have not.
+    other = any(hasattr(x, name) for name in ("row_splits", "dense_shape", "nse"))
+    return keras.ops.is_tensor(x) and not other and not getattr(x, "is_sparse", False)

@@ -150,7 +150,10 @@ def gradient_drift(
             "Invalid value for argument `layer`: expected one that runs a ReversibleSequential, "
             f"but '{layer.name}' called none of those that it holds."
         )
-    kept, rebuilt = (_differentiated(layer, total, noughts, keep) for keep in (True, False))
+    with verbs.unchanged_draws():
+        kept = _differentiated(layer, total, noughts, keep=True)
+    with verbs.unchanged_draws():
+        rebuilt = _differentiated(layer, total, noughts, keep=False)
     blocks = [
         block
         for found, expected in zip(rebuilt, kept, strict=True)

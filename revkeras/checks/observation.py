@@ -62,6 +62,7 @@ def trace(
 ) -> tuple[Trace, tuple[Carry, list, dict]]:
     """Runs a stack's steps: the trace, and what ways through a stack return."""
     carries, own = [], []
+    steps = [verbs.replaying(step) for step in steps]
 
     def run(step: Step, carry: Carry, weights: list, state: list) -> tuple[Carry, list, dict]:
         weights, state = verbs.fetch(residence, step, weights, state, carry)

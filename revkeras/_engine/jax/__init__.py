@@ -23,7 +23,9 @@ from revkeras._engine.jax.traces import (
     may_be_replayed,
     read_late,
     refusing_merges,
+    replaying,
     snapshot,
+    unchanged_draws,
 )
 from revkeras._engine.jax.whole_steps import note_reads, offer_update, take_updated, use_up
 
@@ -52,11 +54,13 @@ __all__ = [
     "place",
     "read_late",
     "refusing_merges",
+    "replaying",
     "require",
     "residence",
     "slots_beside",
     "snapshot",
     "take_updated",
+    "unchanged_draws",
     "use_up",
     "vjp",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from revkeras._engine.jax._borrowed import trace_state_clean
+from revkeras._engine.step import Step
 from revkeras._keras import raw
 
 # Keras compiles a training step as one program. Outside of one it would run op by op.
@@ -59,6 +60,16 @@ def are_initialized(variables: Sequence) -> bool:
 def compiles_by_default() -> bool:
     """Whether steps are to be compiled by themselves."""
     return False
+
+
+def replaying(step: Step) -> Step:
+    """The step: its random numbers come from its state alone."""
+    return step
+
+
+def unchanged_draws() -> contextlib.AbstractContextManager:
+    """Nothing to keep: random numbers come from layers' states alone."""
+    return contextlib.nullcontext()
 
 
 def refusing_merges(block: str) -> contextlib.AbstractContextManager:

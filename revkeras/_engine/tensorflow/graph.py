@@ -1,5 +1,6 @@
 """What keeps TensorFlow from merging, reordering or recording what must not be."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from revkeras._engine.step import Step
 from revkeras._engine.tensorflow._private import (
     NOT_INLINED,
     is_op_determinism_enabled,
@@ -34,6 +36,16 @@ is_eager = tf.executing_eagerly
 def may_be_replayed() -> bool:
     """Whether anything could ask for the gradient of what is computed now."""
     return not tf.executing_eagerly() or record.could_possibly_record()
+
+
+def replaying(step: Step) -> Step:
+    """The step: its random numbers come from its state alone."""
+    return step
+
+
+def unchanged_draws() -> contextlib.AbstractContextManager:
+    """Nothing to keep: random numbers come from layers' states alone."""
+    return contextlib.nullcontext()
 
 
 def snapshot(variables: Sequence) -> list[tf.Tensor]:

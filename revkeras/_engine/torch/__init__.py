@@ -1,0 +1,66 @@
+"""The gradient engine on PyTorch."""
+
+from keras.metrics import Sum as call_metric
+
+from revkeras._engine.torch.device_memory import (
+    fetch,
+    keep_on_host,
+    on_device,
+    place,
+    residence,
+    slots_beside,
+)
+from revkeras._engine.torch.generators import after, passes_of, replaying, unchanged_draws
+from revkeras._engine.torch.grad_modes import (
+    are_initialized,
+    compiles_by_default,
+    eager_scope,
+    finite,
+    has_float64,
+    is_eager,
+    joins_compile,
+    may_be_replayed,
+    read_late,
+    refusing_merges,
+    require,
+    snapshot,
+)
+from revkeras._engine.torch.nodes import custom_vjp, vjp
+from revkeras._engine.torch.steps_at_the_end import (
+    note_reads,
+    offer_update,
+    take_updated,
+    use_up,
+)
+
+__all__ = [
+    "after",
+    "are_initialized",
+    "call_metric",
+    "compiles_by_default",
+    "custom_vjp",
+    "eager_scope",
+    "fetch",
+    "finite",
+    "has_float64",
+    "is_eager",
+    "joins_compile",
+    "keep_on_host",
+    "may_be_replayed",
+    "note_reads",
+    "offer_update",
+    "on_device",
+    "passes_of",
+    "place",
+    "read_late",
+    "refusing_merges",
+    "replaying",
+    "require",
+    "residence",
+    "slots_beside",
+    "snapshot",
+    "take_updated",
+    "unchanged_draws",
+    "use_up",
+    "vjp",
+]
