@@ -136,6 +136,10 @@ def clipped():
     return Clipped(stack().layers)
 
 
+def clipped_dense():
+    return Clipped([keras.Input((10,)), *dense().layers])
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One run.
@@ -230,10 +234,15 @@ MORE = {
     "recurrent": Case(FOUR["adamw"], recurrent, 3),
     "frozen_blocks": Case(FOUR["adamw"], frozen_blocks, 3),
     **{
-        f"clipped-{name}-3": Case(make, clipped, 3, "float64", 1e-9)
-        for name, make in {"muon": FOUR["muon"], **WHOLE}.items()
+        f"clipped-{name}-3": Case(make, model, 3, "float64", 1e-9)
+        for name, make, model in (
+            ("muon", FOUR["muon"], clipped),
+            ("adafactor", WHOLE["adafactor"], clipped),
+            ("lamb", WHOLE["lamb"], clipped_dense),
+            ("schedulefree", WHOLE["schedulefree"], clipped_dense),
+        )
     },
-    "clipped-bfloat16-3": Case(FOUR["muon"], clipped, 3, "mixed_bfloat16", 3e-2),
+    "clipped-bfloat16-3": Case(FOUR["muon"], clipped_dense, 3, "mixed_bfloat16", 3e-2),
     # One in which each element of a gradient is on one rank alone, as in one process.
     "penalty": Case(lambda: opt.SGD(0.01), with_penalty, 3, "float64", 1e-9, {"shard_bytes": 1}),
     "bfloat16-2": Case(FOUR["sgd"], normalized, 2, "mixed_bfloat16", 3e-2),
