@@ -234,13 +234,8 @@ MORE = {
     "recurrent": Case(FOUR["adamw"], recurrent, 3),
     "frozen_blocks": Case(FOUR["adamw"], frozen_blocks, 3),
     **{
-        f"clipped-{name}-3": Case(make, model, 3, "float64", 1e-9)
-        for name, make, model in (
-            ("muon", FOUR["muon"], clipped),
-            ("adafactor", WHOLE["adafactor"], clipped),
-            ("lamb", WHOLE["lamb"], clipped_dense),
-            ("schedulefree", WHOLE["schedulefree"], clipped_dense),
-        )
+        f"clipped-{name}-3": Case(make, clipped, 3, "float64", 1e-9)
+        for name, make in {"muon": FOUR["muon"], **WHOLE}.items()
     },
     "clipped-bfloat16-3": Case(FOUR["muon"], clipped_dense, 3, "mixed_bfloat16", 3e-2),
     # One in which each element of a gradient is on one rank alone, as in one process.
