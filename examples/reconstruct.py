@@ -101,6 +101,7 @@ def main(argv=None):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
+    model.optimizer.build(model.trainable_variables)  # or the first step is traced twice
     model.fit(x, y, batch_size=a.batch, epochs=a.epochs, verbose=2)
     _, accuracy = model.evaluate(x_test, y_test, batch_size=len(x_test), verbose=0)
     images = x_test[: a.images]

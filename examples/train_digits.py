@@ -92,6 +92,7 @@ def accuracy(build, seed, arguments):
         metrics=["accuracy"],
         jit_compile=False,
     )
+    model.optimizer.build(model.trainable_variables)  # or the first step is traced twice
     model.fit(x, y, batch_size=a.batch, epochs=a.epochs, verbose=0)
     _, found = model.evaluate(x_test, y_test, batch_size=len(x_test), verbose=0)
     parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)

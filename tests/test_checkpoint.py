@@ -8,6 +8,7 @@ from keras.src import testing
 
 from revkeras import Checkpoint
 from tests import blocks
+from tests.compiling import compiled
 from tests.modes import assert_same_training, fit
 
 L = keras.layers
@@ -69,7 +70,7 @@ def test_integer_input():
     def train(wrap):
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((3,), dtype="int32"), wrap(L.Embedding(5, 4))])
-        model.compile(keras.optimizers.SGD(0.1), "mse")
+        compiled(model, keras.optimizers.SGD(0.1))
         return fit(model, np.array([[0, 1, 2]]), normal(1, 3, 4), epochs=2)
 
     assert_same_training(train(Checkpoint), train(lambda layer: layer))
@@ -86,7 +87,7 @@ def test_masks_pass_through():
 
 def test_inside_fit_and_file(tmp_path):
     model = keras.Sequential([keras.Input((4,)), Checkpoint(blocks.batch_norm(4)), L.Dense(1)])
-    model.compile("adam", "mse")
+    compiled(model, "adam")
     model.fit(normal(8, 4), normal(8, 1), verbose=0)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")

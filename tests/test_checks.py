@@ -19,6 +19,7 @@ from revkeras import (
 )
 from revkeras.couplings import Additive, Momentum, Pair
 from tests.blocks import KINDS, shape
+from tests.compiling import compiled
 from tests.convert.models import BUILDERS as CONVERTED
 from tests.convert.models import DATA as CONVERTED_DATA
 from tests.modes import in_mode
@@ -418,8 +419,7 @@ def fit(model, monitor, epochs=1, steps=4, **options):
 
 def model_of(*layers, learning_rate=0.0, **options):
     model = keras.Sequential([keras.Input((8,)), *layers])
-    model.compile(keras.optimizers.SGD(learning_rate), "mse", **options)
-    return model
+    return compiled(model, keras.optimizers.SGD(learning_rate), **options)
 
 
 def blow_up(layer, factor):

@@ -41,6 +41,7 @@ def test_mirrored_strategy_on_two_logical_devices():
                     [keras.Input((8,)), revkeras.ReversibleSequential(stack, memory_mode=mode)]
                 )
                 model.compile(keras.optimizers.SGD(0.1), "mse")
+                model.optimizer.build(model.trainable_variables)
             model.fit(x, x, batch_size=8, epochs=2, shuffle=False, verbose=0)
             return model.get_weights()
 
@@ -55,6 +56,7 @@ def test_mirrored_strategy_on_two_logical_devices():
                     [keras.Input((8,)), revkeras.ReversibleSequential(stack, memory_mode=mode)]
                 )
                 model.compile(keras.optimizers.SGD(0.1), "mse")
+                model.optimizer.build(model.trainable_variables)
             before = model.get_weights()
             model.fit(x, x, batch_size=8, shuffle=False, verbose=0)
             assert all(np.any(a != b) for a, b in zip(before, model.get_weights()))

@@ -17,6 +17,7 @@ from revkeras.layers import (
     Split,
 )
 from tests.blocks import Attention
+from tests.compiling import compiled
 from tests.modes import assert_modes_agree, assert_same_training, fit, in_mode
 
 L = keras.layers
@@ -162,7 +163,7 @@ def test_in_a_model(tmp_path):
     x = normal(2, 8, 8, 4)
     assert model.output_shape == (None, None, None, 4)
     np.testing.assert_allclose(model(x), x, atol=1e-4)
-    model.compile("sgd", "mse")
+    compiled(model, "sgd")
     model.fit(x, x, verbose=0)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
@@ -182,7 +183,7 @@ def test_shapes_change():
 def test_act_norm_starts_on_the_first_training_batch():
     stack = ReversibleSequential([ActNorm(), dense(4), ActNorm(), dense(4)])
     model = keras.Sequential([keras.Input((8,)), stack])
-    model.compile("sgd", "mse")
+    compiled(model, "sgd")
     x = normal(64, 8) * 5 + 3
     model.fit(x, x, batch_size=64, verbose=0)
     np.testing.assert_allclose(stack.layers[0](x).numpy().std(0), np.ones(8), atol=0.1)

@@ -3,7 +3,6 @@
 import gc
 import os
 import subprocess
-import sys
 import textwrap
 import weakref
 
@@ -13,6 +12,7 @@ import tensorflow as tf
 
 import revkeras
 from revkeras.memory import ENVIRONMENT, measure_steps
+from tests.warm import python
 
 ATTENTION = textwrap.dedent(
     """
@@ -58,6 +58,7 @@ GROWTH = textwrap.dedent(
         stack = revkeras.ReversibleSequential(blocks, memory_mode=mode)
         model = keras.Sequential([keras.Input(shape[1:]), stack])
         model.compile("sgd", "mse", run_eagerly=is_eager)
+        model.optimizer.build(model.trainable_variables)  # or the step is traced twice
         x = np.ones(shape, "float32")
         return measure_steps(lambda: model.train_on_batch(x, x), steps=3).activation_bytes
 
@@ -72,7 +73,7 @@ GROWTH = textwrap.dedent(
 def figure(code, *arguments):
     """What the code prints, in a fresh process."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [*python(**ENVIRONMENT), "-c", code, *map(str, arguments)],
         check=True,
         capture_output=True,
         text=True,
@@ -112,6 +113,16 @@ def test_attention_holds_three_matrices_of_scores():
     assert figure(ATTENTION) < 3.6 * 4 * 1024**2 * 4
 
 
+@pytest.fixture
+def _new_objects():
+    """What was there before is none of `gc.get_objects()`: to look through all takes seconds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_new_objects")
 @pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
 @pytest.mark.parametrize("coupling", ["additive", "affine", "leapfrog"])
 def test_eager_steps_leave_no_tensors_behind(mode, coupling):

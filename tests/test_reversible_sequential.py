@@ -1,5 +1,7 @@
 """ReversibleSequential as an ordinary Keras layer, with all that its blocks may contain."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from keras.src import testing
 
 import revkeras
 from tests import blocks
+from tests.compiling import compiled
 from tests.modes import assert_modes_agree, assert_same_training, fit, in_mode, run_step
 
 L = keras.layers
@@ -263,8 +266,7 @@ def test_training_reaches_inner_layers(graph):
 def test_seeds_and_statistics_move_once_a_step(mode):
     norm, dropout = L.BatchNormalization(momentum=0.5), L.Dropout(0.5, seed=3)
     layer = revkeras.ReversibleSequential([norm, dropout], memory_mode=mode)
-    model = keras.Sequential([keras.Input((4,)), layer])
-    model.compile("sgd", "mse")
+    model = compiled(keras.Sequential([keras.Input((4,)), layer]), "sgd")
     x = normal(8, 4) + 3
     before = dropout.seed_generator.state.numpy().copy()
     model.train_on_batch(x, x)
@@ -339,36 +341,35 @@ def test_nested():
     assert_modes_agree(layer, normal(6, 8), training=True, graph=False)
 
 
+@functools.cache
+def trained_by_fit(mode, run_eagerly):
+    """The losses, the outputs and the variables at the end."""
+    x, y = normal(24, 8, 8, 3), np.arange(24) % 5
+    keras.utils.set_random_seed(1)
+    stack = revkeras.ReversibleSequential(
+        [blocks.convolution(4) for _ in range(3)], memory_mode=mode
+    )
+    convolution = L.Conv2D(8, 3, padding="same")
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), convolution, stack, L.GlobalAveragePooling2D(), L.Dense(5)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    compiled(model, "sgd", loss, metrics=["accuracy"], run_eagerly=run_eagerly)
+    history = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    model.evaluate(x, y, verbose=0)
+    model.train_on_batch(x[:8], y[:8])
+    variables = [v.numpy() for v in model.variables]
+    return history.history["loss"], model.predict(x, verbose=0), variables
+
+
 @pytest.mark.parametrize("run_eagerly", [False, True])
 @pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
 def test_fit_gives_the_weights_of_plain_training(mode, run_eagerly):
-    x, y = normal(24, 8, 8, 3), np.arange(24) % 5
-
-    def train(mode):
-        keras.utils.set_random_seed(1)
-        model = keras.Sequential(
-            [
-                keras.Input((8, 8, 3)),
-                L.Conv2D(8, 3, padding="same"),
-                revkeras.ReversibleSequential(
-                    [blocks.convolution(4) for _ in range(4)], memory_mode=mode
-                ),
-                L.GlobalAveragePooling2D(),
-                L.Dense(5),
-            ]
-        )
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile("sgd", loss, metrics=["accuracy"], run_eagerly=run_eagerly)
-        history = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-        model.evaluate(x, y, verbose=0)
-        model.train_on_batch(x, y)
-        return history.history["loss"], model.predict(x, verbose=0), model.variables
-
-    found, expected = train(mode), train("none")
+    found, expected = trained_by_fit(mode, run_eagerly), trained_by_fit("none", run_eagerly)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-4)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-3, atol=1e-4)
     for a, b in zip(found[2], expected[2], strict=True):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
@@ -405,7 +406,7 @@ def test_compile_options_change_no_training(jit_compile):
         keras.utils.set_random_seed(0)
         stack = revkeras.ReversibleSequential([blocks.dropout(4)], memory_mode=mode)
         model = keras.Sequential([keras.Input((8,)), stack])
-        model.compile(keras.optimizers.SGD(0.1), "mse", steps_per_execution=2, **options)
+        compiled(model, keras.optimizers.SGD(0.1), steps_per_execution=2, **options)
         return fit(model, normal(8, 8), normal(8, 8) + 1, batch_size=2)
 
     assert_same_training(

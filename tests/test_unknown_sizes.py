@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from revkeras import ReversibleSequential
 from revkeras.layers import ActNorm, InvertibleDense, Permute, SpaceToDepth, Split
+from tests.compiling import compiled
 
 L = keras.layers
 
@@ -105,11 +106,11 @@ def test_fit_on_a_generator_of_unknown_sizes():
     stack = ReversibleSequential([L.Dense(4), L.Dense(4)])
     model = keras.Sequential([keras.Input((8,)), stack])
     before = stack.get_weights()
-    model.compile(keras.optimizers.SGD(0.1), "mse")
+    compiled(model, keras.optimizers.SGD(0.1))
     model.fit(data.batch(4), verbose=0)
     expected = keras.models.clone_model(model)
     expected.set_weights(before)
-    expected.compile(keras.optimizers.SGD(0.1), "mse")
+    compiled(expected, keras.optimizers.SGD(0.1))
     expected.fit(x, x, batch_size=4, shuffle=False, verbose=0)
     for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)

@@ -1,6 +1,6 @@
 """Workers that read other data, and those that read the same; `customized.py` runs it."""
 
-from tests.distribute.together import BATCH, batches, equal_on_all, strategy, x, y  # isort: skip
+from tests.distribute.together import BATCH, batches, equal_on_all, pairs, strategy, x, y  # isort: skip
 
 import time
 
@@ -59,7 +59,7 @@ class Once:
     """Gives its batches a single time."""
 
     def __init__(self):
-        self._batches = iter(cases.batches())
+        self._batches = iter(pairs)
 
     def __call__(self):
         yield from self._batches

@@ -70,7 +70,7 @@ def logs_and_callbacks():
     log = folder / "log.csv"
     with contextlib.redirect_stdout(printed):
         history = model.fit(
-            strategy.shard(batches()),
+            strategy.shard(batches(240)),
             epochs=6,
             validation_data=strategy.shard(batches(96)),
             callbacks=[
@@ -146,10 +146,10 @@ def late_building():
     with strategy.scope():
         model = keras.Sequential([L.Dense(40), L.Dense(3)])
         model.compile(strategy.optimizer(keras.optimizers.SGD(0.1)), "mse")
-    model.fit(strategy.shard(batches()), verbose=0)
+    model.fit(strategy.shard(batches(96)), verbose=0)
     equal_on_all([w.tolist() for w in model.get_weights()])
     model.set_weights([w * 0 for w in model.get_weights()])
-    model.fit(strategy.shard(batches()), verbose=0)  # which starts from what was set
+    model.fit(strategy.shard(batches(96)), verbose=0)  # which starts from what was set
     equal_on_all([w.tolist() for w in model.get_weights()])
     assert float(np.abs(model.get_weights()[-2]).max()) == 0  # nothing reaches it through zeros
 

@@ -11,7 +11,7 @@ import revkeras
 from revkeras.distribute import ZeroStrategy, plan
 from tests.compiling import compiled
 
-WIDTH, BLOCKS = 64, 4
+WIDTH, BLOCKS = 64, 2
 L = keras.layers
 
 

@@ -17,7 +17,7 @@ L = keras.layers
 keras.utils.set_random_seed(stage)  # each run starts with other weights
 strategy = ZeroStrategy(stage=stage, shard_bytes=100)
 with strategy.scope():
-    blocks = [keras.Sequential([L.Dense(8, activation="gelu")]) for _ in range(3)]
+    blocks = [keras.Sequential([L.Dense(8, activation="gelu")]) for _ in range(2)]
     stack = revkeras.ReversibleSequential(blocks)
     model = keras.Sequential([stack, L.BatchNormalization(), L.Dense(1)])
     model.compile(strategy.optimizer(keras.optimizers.Adam(1e-2)), "mse")

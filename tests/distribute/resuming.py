@@ -17,6 +17,7 @@ import numpy as np
 
 import revkeras
 from revkeras.distribute import SaveAndResume, ZeroStrategy
+from tests.compiling import compiled
 
 FEATURES, ROWS, BATCH, EPOCHS, EVERY = 16, 120, 12, 3, 4
 
@@ -66,7 +67,7 @@ def build():
     L = keras.layers
     blocks = [
         keras.Sequential([L.Dense(FEATURES // 2, activation="gelu"), L.Dropout(0.2)])
-        for _ in range(4)
+        for _ in range(2)
     ]
     return keras.Sequential(
         [
@@ -91,7 +92,7 @@ def start(stage, make, policy="float32"):
         model = build()
         optimizer = strategy.optimizer(make())
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(optimizer, loss, metrics=["accuracy"])
+        compiled(model, optimizer, loss, metrics=["accuracy"])
     return strategy, model
 
 

@@ -37,19 +37,21 @@ X = np.random.default_rng(0).standard_normal((24, 4)).astype("float32")
 DATA = {"x": X, "y": X[:, :1], "batch_size": 4, "shuffle": False, "verbose": 0}  # 6 batches
 
 
-def _restarted(*layers, **options):
-    """What a program that is started again has."""
+def _restarted(*layers, built=False, **options):
+    """What a program that is started again has; with `built`, a step is traced once."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(1)
     strategy = ZeroStrategy()
     with strategy.scope():
         model = keras.Sequential(layers or [keras.Input((4,)), keras.layers.Dense(1)])
         model.compile(strategy.optimizer(keras.optimizers.SGD(0.1, **options)), "mse")
+    if built:
+        model.optimizer.build(model.trainable_variables)
     return strategy, model
 
 
 def test_saves_by_hand_and_by_the_callback_have_one_counter(tmp_path):
-    options = {"gradient_accumulation_steps": 4}
+    options = {"gradient_accumulation_steps": 4, "built": True}
     strategy, model = _restarted(**options)
     for _ in range(5):
         model.train_on_batch(X, X[:, :1])
@@ -76,7 +78,7 @@ def test_a_save_by_an_earlier_callback_has_the_place_in_fit(tmp_path):
                 strategy.save_checkpoint(tmp_path)
                 raise KeyboardInterrupt
 
-    strategy, model = _restarted()
+    strategy, model = _restarted(built=True)
     model.fit(**DATA)
     expected = model.get_weights()
     strategy, model = _restarted()
