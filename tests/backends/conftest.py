@@ -2,9 +2,12 @@
 
 import keras
 
-ON_JAX = ["test_jax_transformations.py", "test_sharded_on_jax.py"]
+ONE = {
+    "jax": ["test_jax_transformations.py", "test_sharded_on_jax.py"],
+    "torch": ["test_pytorch_graphs.py"],
+    "tensorflow": ["test_across_backends.py"],  # starts processes on each backend itself
+}
 
-# Which starts processes on each backend itself.
-ONCE = ["test_across_backends.py"]
-
-collect_ignore = ONCE if keras.backend.backend() == "jax" else ON_JAX
+collect_ignore = [
+    file for backend, files in ONE.items() if backend != keras.backend.backend() for file in files
+]

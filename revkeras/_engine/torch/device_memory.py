@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import optree
 import torch
 
 from revkeras._engine.step import Step
@@ -41,7 +42,7 @@ class OnCpu:
         return snapshot(variables)
 
     def fetch(self, owners: Sequence, values: list, gate: Any) -> list:
-        tensors = [x for x in keras.tree.flatten(gate) if torch.is_tensor(x)]
+        tensors = [x for x in optree.tree_leaves(gate) if torch.is_tensor(x)]
         device = (tensors or [keras.ops.zeros(())])[0].device
         return [value.to(device, non_blocking=True) for value in values]
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import keras
+import optree
 import torch
 
 from revkeras._keras import raw
@@ -70,7 +70,7 @@ def require(condition: Any, message: str, tensors: list) -> list:
 def finite(tensors: Any, subject: str) -> Any:
     """The tensors; where checks are enabled, an error if one has values that are not finite."""
     if checks_enabled():
-        for x in keras.tree.flatten(tensors):
+        for x in optree.tree_leaves(tensors):
             if torch.is_tensor(x) and x.is_floating_point():
                 require(torch.isfinite(x), f"{subject} values that are not finite", [])
     return tensors

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import keras
+import optree
 import torch
 
 # Whether a backward pass is under way that is to be differentiated itself.
@@ -25,61 +25,54 @@ def custom_vjp(
 
     See the same verb of `revkeras._engine.tensorflow`.
     """
-    arguments = inputs, weights, state
-    tensors = keras.tree.flatten(arguments)
-    call = _Call(run, back, keeps, keras.tree.map_structure(lambda _: 0, arguments))
+    tensors, structure = _flat((inputs, weights, state))
+    call = _NodeCall(run, back, keeps, structure)
     found = _Node.apply(call, *tensors)
-    return keras.tree.pack_sequence_as(call.packed["results"], list(found))
+    return optree.tree_unflatten(call.structures["results"], list(found))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
-    """What a node knows beside the tensors that it keeps; `packed` has their structures."""
+class _NodeCall:
+    """What a node knows beside the tensors that it keeps; `structures` has those of others."""
 
     run: Callable
     back: Callable
     keeps: str
     arguments: Any
-    packed: dict = dataclasses.field(default_factory=dict)
+    structures: dict = dataclasses.field(default_factory=dict)
 
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: torch.Tensor) -> tuple:
-        inputs, weights, state = keras.tree.pack_sequence_as(call.arguments, list(tensors))
+    def forward(ctx: Any, call: _NodeCall, *tensors: torch.Tensor) -> tuple:
+        inputs, weights, state = optree.tree_unflatten(call.arguments, list(tensors))
         results, kept = call.run(inputs, weights, state)
         # What is assigned in place after this is replayed as it was.
         assigned = {id(state[i]) for i in results[2]}
-        kept = keras.tree.map_structure(lambda x: x.clone() if id(x) in assigned else x, kept)
+        kept = optree.tree_map(lambda x: x.clone() if id(x) in assigned else x, kept)
         known = inputs if call.keeps == "inputs" else results[0]
-        saved = known, weights, kept
-        call.packed.update(
-            results=keras.tree.map_structure(lambda _: 0, results),
-            saved=keras.tree.map_structure(lambda _: 0, saved),
-        )
-        outputs = keras.tree.flatten(results)
-        updates = keras.tree.flatten(results[2])
+        outputs, call.structures["results"] = _flat(results)
+        saved, call.structures["saved"] = _flat((known, weights, kept))
         integers = [y for y in outputs if not y.is_floating_point()]
         ctx.call = call
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*integers, *updates)
-        ctx.save_for_backward(*keras.tree.flatten(saved))
+        ctx.mark_non_differentiable(*integers, *_flat(results[2])[0])
+        ctx.save_for_backward(*saved)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
         call = ctx.call
-        doutputs, dsides, _ = keras.tree.pack_sequence_as(call.packed["results"], list(gradients))
-        known, weights, kept = keras.tree.pack_sequence_as(
-            call.packed["saved"], list(ctx.saved_tensors)
-        )
+        doutputs, dsides, _ = optree.tree_unflatten(call.structures["results"], list(gradients))
+        saved = optree.tree_unflatten(call.structures["saved"], list(ctx.saved_tensors))
+        known, weights, kept = saved
         token = _differentiated_again.set(torch.is_grad_enabled())
         try:
             dinputs, dweights = call.back(known, doutputs, dsides, weights, kept)
         finally:
             _differentiated_again.reset(token)
-        n_state = len(keras.tree.flatten(call.arguments[2]))
-        return None, *keras.tree.flatten(dinputs), *dweights, *[None] * n_state
+        n_state = call.arguments.num_leaves - len(_flat(dinputs)[0]) - len(weights)
+        return None, *_flat(dinputs)[0], *dweights, *[None] * n_state
 
 
 def vjp(function: Callable, *arguments: Any) -> tuple[Any, Callable]:
@@ -89,31 +82,32 @@ def vjp(function: Callable, *arguments: Any) -> tuple[Any, Callable]:
         `(outputs, pull_back)`: `pull_back(doutputs)` returns gradients in the structure of the
         arguments. Either side has `None` where there is no gradient.
     """
-    given = keras.tree.flatten(arguments)
-    sources = [i for i, x in enumerate(given) if torch.is_tensor(x) and x.is_floating_point()]
-    packed: list = []
+    given, structure = _flat(arguments)
+    sources = [i for i, x in enumerate(given) if _is_float(x)]
+    found: list = []
 
     def call(*tensors: torch.Tensor) -> list:
         leaves = list(given)
         for i, x in zip(sources, tensors, strict=True):
             leaves[i] = x
-        outputs = function(*keras.tree.pack_sequence_as(arguments, leaves))
-        packed[:] = [outputs]
-        return [y for y in keras.tree.flatten(outputs) if _is_float(y)]
+        found[:] = _flat(function(*optree.tree_unflatten(structure, leaves)))
+        return [y for y in found[0] if _is_float(y)]
 
     differentiate = _nested if _differentiated_again.get() else _taped
     floats, pull = differentiate(call, [given[i] for i in sources])
+    leaves, outputs_structure = found
+    found.clear()
+    are_float = [_is_float(y) for y in leaves]
     floats = iter(floats)
-    outputs = keras.tree.map_structure(lambda y: next(floats) if _is_float(y) else y, packed[0])
-    are_float = [_is_float(y) for y in keras.tree.flatten(outputs)]
+    leaves = [next(floats) if f else y for y, f in zip(leaves, are_float, strict=True)]
 
     def pull_back(doutputs: Any) -> tuple:
-        ds = [d for d, f in zip(keras.tree.flatten(doutputs), are_float, strict=True) if f]
-        found = dict(zip(sources, pull(ds), strict=True))
-        leaves = [found.get(i) for i in range(len(given))]
-        return tuple(keras.tree.pack_sequence_as(arguments, leaves))
+        ds = [d for d, f in zip(_flat(doutputs)[0], are_float, strict=True) if f]
+        of_sources = dict(zip(sources, pull(ds), strict=True))
+        gradients = [of_sources.get(i) for i in range(len(given))]
+        return tuple(optree.tree_unflatten(structure, gradients))
 
-    return outputs, pull_back
+    return optree.tree_unflatten(outputs_structure, leaves), pull_back
 
 
 def _taped(function: Callable, sources: list) -> tuple[list, Callable]:
@@ -150,6 +144,14 @@ def _nested(function: Callable, sources: list) -> tuple[list, Callable]:
         return list(pull_all(tuple(filled)))
 
     return list(outputs), pull
+
+
+def _flat(structure: Any) -> tuple[list, Any]:
+    """The leaves, `None` among them, and what they are in.
+
+    `keras.tree` on PyTorch leaves cycles behind that keep tensors until they are collected.
+    """
+    return optree.tree_flatten(structure, none_is_leaf=True)
 
 
 def _is_float(x: Any) -> bool:
