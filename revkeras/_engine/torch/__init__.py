@@ -10,6 +10,7 @@ from revkeras._engine.torch.device_memory import (
     residence,
     slots_beside,
 )
+from revkeras._engine.torch.dispatched import is_read, is_same_tensor, mark, operations_of
 from revkeras._engine.torch.generators import after, passes_of, replaying, unchanged_draws
 from revkeras._engine.torch.grad_modes import (
     are_initialized,
@@ -44,12 +45,16 @@ __all__ = [
     "finite",
     "has_float64",
     "is_eager",
+    "is_read",
+    "is_same_tensor",
     "joins_compile",
     "keep_on_host",
+    "mark",
     "may_be_replayed",
     "note_reads",
     "offer_update",
     "on_device",
+    "operations_of",
     "passes_of",
     "place",
     "read_late",

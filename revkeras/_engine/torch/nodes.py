@@ -47,9 +47,10 @@ class _Node(torch.autograd.Function):
     def forward(ctx: Any, call: _NodeCall, *tensors: torch.Tensor) -> tuple:
         inputs, weights, state = optree.tree_unflatten(call.arguments, list(tensors))
         results, kept = call.run(inputs, weights, state)
-        # What is assigned in place after this is replayed as it was.
+        # What is assigned in place after this is replayed as it was. Others may assign too: seeds,
+        # statistics and metrics are small. Frozen kernels are not copied, and PyTorch notices.
         assigned = {id(state[i]) for i in results[2]}
-        kept = optree.tree_map(lambda x: x.clone() if id(x) in assigned else x, kept)
+        kept = optree.tree_map(lambda x: x.clone() if id(x) in assigned or x.dim() < 2 else x, kept)
         known = inputs if call.keeps == "inputs" else results[0]
         outputs, call.structures["results"] = _flat(results)
         saved, call.structures["saved"] = _flat((known, weights, kept))
