@@ -14,6 +14,8 @@ import tensorflow as tf
 import revkeras
 from revkeras.memory import ENVIRONMENT, measure_steps
 
+pytestmark = pytest.mark.tensorflow("memory of TensorFlow's steps")
+
 ATTENTION = textwrap.dedent(
     """
     import keras, numpy as np, revkeras

@@ -2,7 +2,7 @@
 
 A server imports TensorFlow and Keras once, without starting TensorFlow's runtime, and forks itself
 for each process that a test asks for. A small client stands for that process: it has its output,
-ends as it ends, and takes it along when it is killed.
+ends as it ends, and takes it along when it is killed. On other backends a process starts anew.
 
 Forks share one seed of `hash()`. Where the order of a set of strings may differ between workers,
 test with `sys.executable`.
@@ -15,12 +15,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import keras
+
 ROOT = Path(__file__).parents[2]
 _CLIENT = Path(__file__).with_name("client.py")
 
 
 def python() -> list[str]:
     """A command for `[*python(), "-c", code, ...]` and `[*python(), script, ...]`."""
+    if keras.backend.backend() != "tensorflow":
+        return [sys.executable]
     return [sys.executable, "-I", "-S", str(_CLIENT), _address()]
 
 
