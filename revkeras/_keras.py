@@ -174,7 +174,13 @@ def twin(layer: keras.layers.Layer, own: dict, replaced: Sequence[str]) -> keras
 def take_losses(layer: keras.layers.Layer, call: Callable) -> tuple[Any, list]:
     """`call()`, and what the layer itself added as losses in it; `losses` has regularizers too."""
     layer._clear_losses()
-    return call(), layer._losses
+    scope = get_stateless_scope()
+    if scope is None:
+        return call(), layer._losses
+    outputs, losses = call(), layer._get_own_losses()  # which the scope holds, for all layers
+    taken = set(map(id, losses))
+    scope.losses = [loss for loss in scope.losses if id(loss) not in taken]
+    return outputs, losses
 
 
 def add_metric(layer: keras.layers.Layer, metric: keras.metrics.Metric) -> None:
@@ -344,6 +350,11 @@ def become(variable: keras.Variable, kind: type) -> None:
     """Makes a variable one of another class, with the value that it has. Keras makes them all."""
     value, variable.__class__ = variable._value, kind
     variable._direct_assign(value)
+
+
+def at_least_float32(dtype: Any) -> str:
+    """A floating dtype, but for 16 bits float32. `result_type` has no float64 on JAX."""
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
 def stored_dtype(variable: keras.Variable) -> str:

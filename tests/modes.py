@@ -27,6 +27,7 @@ def run_step(layer, *inputs, graph=True, jit_compile=False, **arguments):
         layer(inputs[0] if len(inputs) == 1 else inputs, **arguments)
     outputs, losses, gradients, state = differentiated(layer, inputs, arguments, graph, jit_compile)
     n = len(gradients) - len(layer.trainable_variables)
+    losses = sorted(losses, key=float)  # of a block that stands twice they come in any order
     return Result(*map(_numpy, (outputs, losses, gradients[:n], gradients[n:], state)))
 
 
@@ -76,7 +77,7 @@ def fit(model, x, y, **options):
     losses = []
     note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(logs))
     model.fit(x, y, shuffle=False, verbose=0, callbacks=[note], **options)
-    return [logs["loss"] for logs in losses], [v.numpy() for v in model.variables]
+    return [logs["loss"] for logs in losses], [np.array(v) for v in model.variables]
 
 
 def assert_same_training(found, expected, tolerance=1e-4):

@@ -25,6 +25,8 @@ from measurement import Configuration, Measurement, as_values, from_values
 
 from tests.warm import python
 
+pytestmark = pytest.mark.tensorflow("the benchmarks run on TensorFlow")
+
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
 

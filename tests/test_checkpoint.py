@@ -9,32 +9,14 @@ from keras.src import testing
 from revkeras import Checkpoint
 from tests import blocks
 from tests.compiling import compiled
-from tests.modes import assert_same_training, fit
+from tests.differentiation import gradients
+from tests.modes import assert_same, assert_same_training, fit, run_step
 
 L = keras.layers
 
 
 def normal(*shape):
     return np.random.default_rng(0).standard_normal(shape).astype("float32")
-
-
-def step(call, layer, x, graph, **arguments):
-    x = tf.constant(x)
-    call(x, **{**arguments, "training": False})  # builds, and moves no state
-    before = [v.numpy() for v in layer.variables]
-
-    def run():
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = call(x, **arguments)
-            total = sum(tf.reduce_sum(t**2) for t in tf.nest.flatten(y)) + sum(call.losses)
-        return y, tape.gradient(total, [x, *(v.value for v in layer.trainable_variables)])
-
-    results = (tf.function(run) if graph else run)()
-    state = [v.numpy() for v in layer.variables]
-    for variable, value in zip(layer.variables, before):
-        variable.assign(value)
-    return tf.nest.flatten(results) + state
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -44,26 +26,20 @@ def test_same_as_the_layer(kind, graph):
     x = normal(4, *blocks.shape(kind, 3), 4)
     wrapped = Checkpoint(layer)
     wrapped(x)
-    expected = step(layer, layer, x, graph, training=True)
-    found = step(wrapped, layer, x, graph, training=True)
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    found, expected = (run_step(t, x, graph=graph, training=True) for t in (wrapped, layer))
+    assert_same(found, expected, 1e-4)
 
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_further_arguments(graph):
     layer = L.MultiHeadAttention(2, 4, dropout=0.3)
-    context = tf.constant(normal(2, 5, 4))
+    context = keras.ops.convert_to_tensor(normal(2, 5, 4))
     arguments = {"value": context, "use_causal_mask": True, "training": True}
     wrapped = Checkpoint(layer)
     x = normal(2, 3, 4)
     wrapped(x, **arguments)
-    for a, b in zip(
-        step(wrapped, layer, x, graph, **arguments),
-        step(layer, layer, x, graph, **arguments),
-        strict=True,
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    found, expected = (run_step(t, x, graph=graph, **arguments) for t in (wrapped, layer))
+    assert_same(found, expected, 1e-4)
 
 
 def test_integer_input():
@@ -98,19 +74,13 @@ def test_inside_fit_and_file(tmp_path):
 def test_one_tensor_twice(graph):
     layer = L.MultiHeadAttention(2, 4)
     wrapped = Checkpoint(layer)
-    x = tf.constant(normal(2, 3, 4))
+    x = normal(2, 3, 4)
     wrapped(x, x)
-
-    def gradient(call):
-        def run():
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = tf.reduce_sum(call(x, x) ** 2)
-            return tape.gradient(y, x)
-
-        return (tf.function(run) if graph else run)()
-
-    np.testing.assert_allclose(gradient(wrapped), gradient(layer), rtol=1e-4, atol=1e-6)
+    found, expected = (
+        gradients(lambda x, call=call: call(x, x) ** 2, [x], graph=graph)
+        for call in (wrapped, layer)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
@@ -138,6 +108,7 @@ def test_variable_as_an_argument(run_eagerly):
     assert_same_training(train(Checkpoint(Scaled())), train(Scaled()))
 
 
+@pytest.mark.tensorflow("its random numbers")
 def test_what_cannot_be_replayed_is_refused():
     layer = Checkpoint(L.Lambda(lambda x: x * tf.random.normal((6, 4)), name="noisy"))
     with pytest.raises(

@@ -15,6 +15,8 @@ from tests.compiling import compiled as compiled_once
 from tests.graphs import graph_function, graph_of_gradient, operations
 from tests.modes import assert_same, assert_same_training, built, fit, in_mode, run_step
 
+pytestmark = pytest.mark.tensorflow("a block that XLA compiles in a graph")
+
 INPUTS = {"convolution": (2, 4, 4, 8), "noise": (4, 6, 8)}
 
 

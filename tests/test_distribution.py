@@ -4,7 +4,11 @@ import os
 import subprocess
 import textwrap
 
+import pytest
+
 from tests.warm import python
+
+pytestmark = pytest.mark.tensorflow("tf.distribute")
 
 
 def run_on_two_devices(code):

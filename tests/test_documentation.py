@@ -14,6 +14,8 @@ import pytest
 import revkeras
 from tests.warm import python
 
+pytestmark = pytest.mark.tensorflow("the documentation's code runs on TensorFlow")
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

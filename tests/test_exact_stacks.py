@@ -9,6 +9,7 @@ import revkeras
 from revkeras import ReversibleSequential
 from revkeras.couplings import Additive, Momentum
 from tests.compiling import compiled
+from tests.differentiation import FAILED_CHECK, gradients, in_graph
 from tests.modes import assert_modes_agree, assert_same_training, fit
 
 L = keras.layers
@@ -67,6 +68,7 @@ def test_trains_as_mode_none_and_reports_saturation(coupling, tmp_path):
     assert loaded.layers[0].couplings[0].exact
 
 
+@pytest.mark.tensorflow("SavedModel")
 def test_saved_model_differentiates(tmp_path):
     stack = ReversibleSequential(blocks(4, 2), coupling=EXACT["momentum"])
     model = keras.Sequential([keras.Input((8,)), stack])
@@ -91,9 +93,9 @@ def test_learned_initial_velocity():
     (start,) = [v for v in layer.trainable_variables if v.name == "start"]
     assert start.shape == (4,)
     start.assign([0.1, -0.2, 0.3, 1.0])
-    v, y = np.broadcast_to(start.numpy(), x.shape), x
+    v, y = np.broadcast_to(np.array(start), x.shape), x
     for f in layer.layers:
-        v = 0.5 * v + 0.5 * f(y).numpy()
+        v = 0.5 * v + 0.5 * np.array(f(y))
         y = y + v
     np.testing.assert_allclose(layer(x), y, rtol=1e-5, atol=1e-6)
     assert_modes_agree(layer, x)
@@ -111,8 +113,8 @@ def _checks():
 def test_debugging_stops_at_saturation(graph):
     layers = [L.Rescaling(1.0), L.Rescaling(1e7), L.Rescaling(1.0)]
     layer = ReversibleSequential(layers, coupling=Additive(exact=True))
-    call = tf.function(layer) if graph else layer
-    with pytest.raises(tf.errors.InvalidArgumentError, match="Block 1.*beyond the range"):
+    call = in_graph(layer, layer.variables) if graph else layer
+    with pytest.raises(FAILED_CHECK, match="Block 1.*beyond the range"):
         call(normal(2, 8) + 10)
 
 
@@ -121,8 +123,8 @@ def test_debugging_stops_at_saturation(graph):
 def test_debugging_stops_at_what_is_not_finite(graph):
     layers = [L.Rescaling(1.0), L.Rescaling(1e38), L.Rescaling(1.0)]
     layer = ReversibleSequential(layers)
-    call = tf.function(layer) if graph else layer
-    with pytest.raises(tf.errors.InvalidArgumentError, match="Block 1.*left values.*not finite"):
+    call = in_graph(layer, layer.variables) if graph else layer
+    with pytest.raises(FAILED_CHECK, match="Block 1.*left values.*not finite"):
         call(normal(2, 8) + 10)
 
 
@@ -138,18 +140,14 @@ class Shrinking(revkeras.couplings.Coupling):
 @pytest.mark.usefixtures("_checks")
 def test_debugging_stops_at_what_is_rebuilt_wrong():
     layer = ReversibleSequential([L.Rescaling(1.0)] * 3, coupling=Shrinking(), check_inverse=False)
-    x = tf.constant(normal(2, 8))
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="The input of Block.*not finite"):
-        tape.gradient(y, x)
+    with pytest.raises(FAILED_CHECK, match="The input of Block.*not finite"):
+        gradients(layer, [normal(2, 8)])
 
 
 @pytest.mark.usefixtures("_checks")
 def test_debugging_stops_at_inputs_beyond_the_range():
     layer = ReversibleSequential([L.Rescaling(1.0)], coupling=Additive(exact=True))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="input of a stack is beyond"):
+    with pytest.raises(FAILED_CHECK, match="input of a stack is beyond"):
         layer(normal(2, 8) * 1e7)
 
 

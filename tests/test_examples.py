@@ -15,6 +15,8 @@ import pytest
 from tests.modes import assert_same_training, fit
 from tests.warm import python
 
+pytestmark = pytest.mark.tensorflow("the examples run on TensorFlow")
+
 ROOT = Path(__file__).parents[1]
 
 

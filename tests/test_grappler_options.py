@@ -11,6 +11,8 @@ from tests import blocks
 from tests.graphs import graph_of_gradient
 from tests.modes import built
 
+pytestmark = pytest.mark.tensorflow("Grappler")
+
 OPTIONS = "arithmetic_optimization", "constant_folding"
 
 

@@ -8,6 +8,8 @@ import tensorflow as tf
 import revkeras
 from tests.modes import in_mode
 
+pytestmark = pytest.mark.tensorflow("Jacobians of tapes")
+
 L = keras.layers
 
 KINDS = {

@@ -1,6 +1,7 @@
 """Layers with an exact inverse."""
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,11 +17,14 @@ from revkeras.layers import (
     SpaceToDepth,
     Split,
 )
+from tests.differentiation import cases, gradients, in_graph, jacobian
+
+ops = keras.ops
 
 REARRANGING = [SpaceToDepth, DepthToSpace, Permute, Reverse, Split]
 LAYERS = [*REARRANGING, InvertibleDense, ActNorm]
 drawn = settings(
-    max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=cases(15), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -69,14 +73,14 @@ def close(a, b, tolerance=1e-5):
 def test_rearranging_is_undone_bit_by_bit(layer_and_shape, dtype):
     """Of whatever bits: infinities, NaNs, signed zeros and subnormal numbers as well."""
     layer, shape = layer_and_shape
-    dtype = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+    dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
     bits = np.random.default_rng(0).bytes(int(np.prod(shape)) * dtype.itemsize)
-    x = tf.constant(np.frombuffer(bits, dtype).reshape(shape))
+    x = ops.convert_to_tensor(np.frombuffer(bits, dtype).reshape(shape))
     again = layer.inverse(layer(x))
     assert layer.rearranges
     assert again.dtype == x.dtype
     assert again.shape == x.shape
-    assert again.numpy().tobytes() == bits
+    assert ops.convert_to_numpy(again).tobytes() == bits
 
 
 @given(layers_and_shapes([InvertibleDense, ActNorm]))
@@ -93,12 +97,12 @@ def test_arithmetic_is_undone(layer_and_shape):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("bfloat16", 0.03)])
 def test_inputs_are_processed_in_their_own_dtype(cls, dtype, tolerance):
     layer = shaken(cls(), (8, 4))
-    x = tf.cast(normal(8, 4), dtype)
+    x = ops.cast(normal(8, 4), dtype)
     y, again = layer(x), layer.inverse(layer(x))
     assert y.dtype == again.dtype == layer.log_det_jacobian(x).dtype == x.dtype
-    close(tf.cast(again, "float64"), tf.cast(x, "float64"), tolerance)
-    exact = layer(tf.cast(x, "float64"))
-    close(tf.cast(y, "float64"), exact, tolerance / 4)  # one rounding, of the output
+    close(ops.cast(again, "float64"), ops.cast(x, "float64"), tolerance)
+    exact = layer(ops.cast(x, "float64"))
+    close(ops.cast(y, "float64"), exact, tolerance / 4)  # one rounding, of the output
 
 
 def test_depth_to_space_is_the_inverse_of_space_to_depth():
@@ -108,10 +112,11 @@ def test_depth_to_space_is_the_inverse_of_space_to_depth():
     np.testing.assert_array_equal(DepthToSpace().inverse(x), y)
 
 
+@pytest.mark.tensorflow("its order of channels")
 @pytest.mark.parametrize("block", [2, 3])
 def test_space_to_depth_has_the_order_of_tensorflow(block):
     x = normal(2, 2 * block, 3 * block, 5)
-    expected = tf.nn.space_to_depth(x, block)
+    expected = np.array(tf.nn.space_to_depth(x, block))
     np.testing.assert_array_equal(SpaceToDepth(block)(x), expected)
     np.testing.assert_array_equal(DepthToSpace(block)(expected), x)
 
@@ -125,13 +130,8 @@ def test_log_det_is_that_of_the_jacobian(layer_and_shape):
     layer, shape = layer_and_shape
     shape, size = (min(shape[0], 2), *shape[1:]), int(np.prod(shape[1:]))
     assume(size <= 64)
-    layer, x = shaken(layer, shape), tf.constant(normal(*shape, dtype="float64"))
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(x)
-        outputs = [tf.reshape(y, (shape[0], -1)) for y in tf.nest.flatten(layer(x))]
-        y = tf.concat(outputs, -1)
-    jacobian = tape.batch_jacobian(y, x, experimental_use_pfor=False)
-    expected = np.linalg.slogdet(np.reshape(jacobian, (shape[0], size, size)))[1]
+    layer, x = shaken(layer, shape), ops.convert_to_tensor(normal(*shape, dtype="float64"))
+    expected = np.linalg.slogdet(jacobian(layer, x))[1]
     log_det = layer.log_det_jacobian(x)
     assert log_det.dtype == x.dtype
     np.testing.assert_allclose(log_det, expected, atol=1e-9)
@@ -142,15 +142,15 @@ def test_log_det_is_that_of_the_jacobian(layer_and_shape):
 @pytest.mark.parametrize("cls", [InvertibleDense, ActNorm])
 def test_log_det_trains_the_weights(cls):
     layer = shaken(cls(), (2, 3, 4))
-    with tf.GradientTape() as tape:
-        log_det = tf.reduce_sum(layer.log_det_jacobian(normal(2, 3, 4)))
-    gradient = tape.gradient(log_det, layer.log_scale.value)
+    x = normal(2, 3, 4)
+    (gradient,) = gradients(lambda: layer.log_det_jacobian(x), [], [layer.log_scale])
     np.testing.assert_allclose(gradient, np.full(4, 2 * 3.0))
 
 
 # Unknown sizes, graphs, symbolic calls
 
 
+@pytest.mark.tensorflow("sizes that a graph does not know")
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("cls", LAYERS)
 def test_unknown_sizes_in_a_graph(cls, jit_compile):
@@ -165,12 +165,12 @@ def test_unknown_sizes_in_a_graph(cls, jit_compile):
 
     y, again, log_det = run(x)
     close(again, x)
-    for a, b in zip(tf.nest.flatten(y), tf.nest.flatten(layer(x))):
+    for a, b in zip(keras.tree.flatten(y), keras.tree.flatten(layer(x))):
         close(a, b)
     close(log_det, layer.log_det_jacobian(x))
     static = run.get_concrete_function().structured_outputs[0]
     expected = layer.compute_output_shape((None, None, None, 8))
-    static = [tuple(s.shape) for s in tf.nest.flatten(static)]
+    static = [tuple(s.shape) for s in keras.tree.flatten(static)]
     assert static == (list(expected) if cls is Split else [expected])
 
 
@@ -181,8 +181,8 @@ def test_functional_model_of_unknown_sizes(cls):
     outputs = layer(inputs)
     model = keras.Model(inputs, outputs)
     x = normal(2, 4, 6, 8)
-    found, expected = tf.nest.flatten(model(x)), tf.nest.flatten(layer(x))
-    for a, b, symbol in zip(found, expected, tf.nest.flatten(outputs)):
+    found, expected = keras.tree.flatten(model(x)), keras.tree.flatten(layer(x))
+    for a, b, symbol in zip(found, expected, keras.tree.flatten(outputs)):
         np.testing.assert_array_equal(a, b)
         assert all(s in (None, n) for s, n in zip(symbol.shape, b.shape))
         assert symbol.shape[-1] == b.shape[-1]
@@ -191,17 +191,15 @@ def test_functional_model_of_unknown_sizes(cls):
 def test_symbolic_outputs_keep_the_dtype():
     for cls in REARRANGING:
         outputs = cls()(keras.Input((4, 8), dtype="int32"))
-        assert {y.dtype for y in tf.nest.flatten(outputs)} == {"int32"}
+        assert {y.dtype for y in keras.tree.flatten(outputs)} == {"int32"}
 
 
 @pytest.mark.parametrize("cls", LAYERS)
 def test_gradient_through_the_inverse(cls):
     """The gradients of `call` and of `inverse` undo each other, too."""
-    layer, x = shaken(cls(), (2, 4, 8)), tf.constant(normal(2, 4, 8))
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        loss = tf.reduce_sum(layer.inverse(layer(x)) * normal(2, 4, 8))
-    close(tape.gradient(loss, x), normal(2, 4, 8))
+    layer, x = shaken(cls(), (2, 4, 8)), normal(2, 4, 8)
+    (dx,) = gradients(lambda x: layer.inverse(layer(x)) * normal(2, 4, 8), [x])
+    close(dx, normal(2, 4, 8))
 
 
 # Files and policies
@@ -251,7 +249,7 @@ def test_mixed_precision_leaves_the_stream_alone(cls):
     layer(x)
     layer.set_weights(plain.get_weights())
     assert {v.dtype for v in layer.trainable_variables} <= {"float32"}
-    for a, b in zip(tf.nest.flatten(layer(x)), tf.nest.flatten(plain(x))):
+    for a, b in zip(keras.tree.flatten(layer(x)), keras.tree.flatten(plain(x))):
         assert a.dtype == "float32"
         np.testing.assert_array_equal(a, b)
     again = cls.from_config(layer.get_config())
@@ -264,7 +262,7 @@ def test_mixed_precision_leaves_the_stream_alone(cls):
 def test_random_order():
     keras.utils.set_random_seed(0)
     x = np.arange(50)[None]
-    first, second = Permute()(x).numpy()[0], Permute()(x).numpy()[0]
+    first, second = np.array(Permute()(x))[0], np.array(Permute()(x))[0]
     assert sorted(first) == sorted(second) == list(range(50))
     assert list(first) != list(second)
     keras.utils.set_random_seed(0)
@@ -282,7 +280,7 @@ def test_order_and_reverse_are_what_they_say():
 @pytest.mark.parametrize("channels", [1, 2, 7, 70])
 def test_invertible_dense_starts_as_a_rotation(channels):
     layer = InvertibleDense()
-    matrix = layer(np.eye(channels, dtype="float32")).numpy()
+    matrix = np.array(layer(np.eye(channels, dtype="float32")))
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(channels), atol=1e-5)
     np.testing.assert_allclose(layer.log_det_jacobian(np.ones((3, channels))), 0, atol=1e-4)
     same = InvertibleDense(seed=1), InvertibleDense(seed=1)
@@ -297,10 +295,10 @@ def test_training_keeps_the_inverse():
     )
     model.compile("adam", "mse", jit_compile=True)
     x = normal(16, 4, 4, 1)
-    before = [v.numpy() for v in model.trainable_variables]
+    before = [np.array(v) for v in model.trainable_variables]
     model.fit(x, normal(16, 2, 2, 4), batch_size=8, epochs=3, verbose=0)
     for v, old in zip(model.trainable_variables, before):
-        assert np.any(v.numpy() != old)
+        assert np.any(np.array(v) != old)
     y = model(x)
     for layer in reversed(model.layers):
         y = layer.inverse(y)
@@ -312,31 +310,32 @@ def test_act_norm_starts_once_and_only_in_training(mode):
     layer = ActNorm()
     layer.build((None, None, 5))
 
-    def call(x, training):
-        return layer(x, training=training)
-
+    calls = {t: lambda x, t=t: layer(x, training=t) for t in (False, True)}
     if mode != "eager":
-        call = tf.function(call, jit_compile=mode == "xla")
-    x = tf.constant(3 * normal(16, 8, 5) + np.arange(5, dtype="float32"))
-    np.testing.assert_array_equal(call(x, False), x)
-    assert not layer.started.numpy()
+        calls = {
+            t: in_graph(call, layer.variables, jit_compile=mode == "xla")
+            for t, call in calls.items()
+        }
+    x = ops.convert_to_tensor(3 * normal(16, 8, 5) + np.arange(5, dtype="float32"))
+    np.testing.assert_array_equal(calls[False](x), x)
+    assert not np.array(layer.started)
 
-    y = call(x, True).numpy()
-    assert layer.started.numpy()
+    y = np.array(calls[True](x))
+    assert np.array(layer.started)
     np.testing.assert_allclose(y.mean((0, 1)), 0, atol=1e-5)
     np.testing.assert_allclose(y.std((0, 1)), 1, atol=1e-5)
     close(layer.inverse(y), x)
-    close(call(x, False), y)
+    close(calls[False](x), y)
 
-    statistics = layer.mean.numpy(), layer.log_std.numpy()
-    close(call(x * 7 + 1, True), call(x * 7 + 1, False))
+    statistics = np.array(layer.mean), np.array(layer.log_std)
+    close(calls[True](x * 7 + 1), calls[False](x * 7 + 1))
     np.testing.assert_array_equal(layer.mean, statistics[0])
     np.testing.assert_array_equal(layer.log_std, statistics[1])
 
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_act_norm_starts_in_a_stateless_scope(graph):
-    layer, x = ActNorm(), tf.constant(3 * normal(16, 5) + 1)
+    layer, x = ActNorm(), ops.convert_to_tensor(3 * normal(16, 5) + 1)
     layer.build((None, 5))
     state = layer.non_trainable_variables
 
@@ -346,9 +345,9 @@ def test_act_norm_starts_in_a_stateless_scope(graph):
             again = layer.inverse(y)
         return y, again, [scope.get_current_value(v) for v in state]
 
-    step = tf.function(step) if graph else step
-    y, again, new = step(x, *[tf.identity(v.value) for v in state])
-    assert not layer.started.numpy()
+    step = in_graph(step) if graph else step
+    y, again, new = step(x, *[ops.copy(v.value) for v in state])
+    assert not np.array(layer.started)
     close(again, x)
     np.testing.assert_allclose(np.std(y, 0), 1, atol=1e-5)
     other = x * 2 + 5
@@ -363,16 +362,14 @@ def test_act_norm_starts_in_a_stateless_scope(graph):
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_no_gradient_goes_through_the_statistics(graph):
-    def gradients(layer, x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(layer(x, training=True) ** 3)
-        return tape.gradient(loss, [x, layer.log_scale.value, layer.bias.value])
-
-    layer, x = ActNorm(), tf.constant(normal(8, 3))
+    layer, x = ActNorm(), normal(8, 3)
     layer.build(x.shape)
-    run = tf.function(gradients) if graph else gradients
-    for a, b in zip(run(layer, x), run(layer, x)):  # in the starting step, and after it
+    found = []
+    for _ in "starting", "started":
+        weights = layer.log_scale, layer.bias
+        found.append(gradients(lambda x: layer(x, training=True) ** 3, [x], weights, graph=graph))
+        layer(x, training=True)
+    for a, b in zip(*found):
         close(a, b)
 
 

@@ -14,6 +14,8 @@ import revkeras
 from revkeras.memory import ENVIRONMENT, measure_steps
 from tests.warm import python
 
+pytestmark = pytest.mark.tensorflow("memory of TensorFlow's steps")
+
 ATTENTION = textwrap.dedent(
     """
     import keras, numpy as np, revkeras

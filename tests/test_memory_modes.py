@@ -36,6 +36,7 @@ def test_assigning_refuses_what_constructing_refuses(value):
     assert layer.memory_mode == "checkpoint"
 
 
+@pytest.mark.tensorflow("offload on JAX is tested elsewhere")
 @pytest.mark.parametrize("mode", ["checkpoint", "none"])
 def test_offload_refuses_other_modes_later_too(mode):
     layer, message = stack(offload="host"), "`offload`: expected None beside"
@@ -59,6 +60,7 @@ def test_an_assigned_mode_is_as_good_as_a_constructed_one(before, after):
     assert_same(run_step(layer, x, training=True), expected)
 
 
+@pytest.mark.tensorflow("models that XLA is not to compile")
 def test_a_compiled_model_follows_the_assigned_mode():
     """A whole-model compile by XLA would make memory grow with depth."""
     layer = stack(memory_mode="none")
@@ -79,6 +81,7 @@ def test_a_depth_that_is_too_large_is_warned_of_when_it_matters():
         layer.memory_mode = "reversible"
 
 
+@pytest.mark.tensorflow("offload on JAX is tested elsewhere")
 def test_an_offloaded_stack_made_plain():
     class Owner(keras.Model):
         def __init__(self):

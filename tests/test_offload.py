@@ -13,6 +13,8 @@ from tests import blocks
 from tests.modes import assert_same, built, in_mode, run_step
 from tests.warm import python
 
+pytestmark = pytest.mark.tensorflow("offload on JAX is tested elsewhere")
+
 TWO_DEVICES = """
     import keras, numpy as np, tensorflow as tf
     cpu = tf.config.list_physical_devices("CPU")[0]

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import revkeras
+from tests.differentiation import gradients
 from tests.modes import in_mode
 
 L = keras.layers
@@ -60,29 +61,27 @@ CHANGES = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("change", sorted(CHANGES))
 def test_attributes_are_those_of_the_forward_pass(change, mode, graph):
-    x = tf.constant(np.random.default_rng(0).standard_normal((3, 4)), "float32")
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype("float32")
     stack = revkeras.ReversibleSequential([Scheduled(), Scheduled()])
     stack(x)
 
-    def gradients(mode):
+    def in_the_mode(mode):
         copy = in_mode(stack, mode)
         for block in copy.layers:
             block.calls = 0
 
-        def compute():
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = tf.reduce_sum(copy(x) ** 2)
-                CHANGES[change](copy.layers[0])
-                y += tf.reduce_sum(copy(x) ** 3)
-                CHANGES[change](copy.layers[1])
-            return tape.gradient(y, [x, *(w.value for w in copy.trainable_weights)])
+        def compute(x):
+            y = copy(x) ** 2
+            CHANGES[change](copy.layers[0])
+            y += copy(x) ** 3
+            CHANGES[change](copy.layers[1])
+            return y
 
-        found = (tf.function(compute) if graph else compute)()
+        found = gradients(compute, [x], copy.trainable_weights, graph=graph)
         assert [block.calls for block in copy.layers] == [2, 2]
         return found
 
-    for found, expected in zip(gradients(mode), gradients("none"), strict=True):
+    for found, expected in zip(in_the_mode(mode), in_the_mode("none"), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -101,6 +100,7 @@ UNREPEATABLE = {
 }
 
 
+@pytest.mark.tensorflow("its operations")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", sorted(UNREPEATABLE))
 def test_what_would_not_repeat_itself_is_refused(kind, mode):
@@ -110,6 +110,7 @@ def test_what_would_not_repeat_itself_is_refused(kind, mode):
         tf.function(stack)(tf.ones((6, 8)), training=True)
 
 
+@pytest.mark.tensorflow("its operations")
 @pytest.mark.parametrize("mode", MODES)
 def test_what_repeats_itself_is_not_refused(mode):
     def call(x):
@@ -124,6 +125,7 @@ def test_what_repeats_itself_is_not_refused(mode):
     assert tf.function(stack)(tf.ones((6, 8)), training=True).shape == (6, 8)
 
 
+@pytest.mark.tensorflow("ForwardAccumulator")
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_forward_mode_is_refused(mode, graph):
@@ -148,11 +150,13 @@ def test_forward_mode_is_refused(mode, graph):
 @pytest.mark.parametrize("mode", [*MODES, "none"])
 def test_masks_are_not_left_on_what_was_passed_in(mode):
     stack = revkeras.ReversibleSequential([L.Dense(2), L.Dense(2)], memory_mode=mode)
-    streams = [tf.ones((1, 3, 2)), tf.constant([[[1.0] * 2, [3.0] * 2, [5.0] * 2]])]
-    stack(streams, mask=tf.constant([[True, False, False]]))
+    ops = keras.ops
+    streams = [ops.ones((1, 3, 2)), ops.convert_to_tensor([[[1.0] * 2, [3.0] * 2, [5.0] * 2]])]
+    stack(streams, mask=ops.convert_to_tensor([[True, False, False]]))
     np.testing.assert_allclose(L.GlobalAveragePooling1D()(streams[1]), [[3.0, 3.0]])
 
 
+@pytest.mark.tensorflow("reads the graph of a step")
 def test_gradients_of_a_graph_that_is_gone_say_so():
     def definition():
         stack = revkeras.ReversibleSequential([keras.layers.Dense(2)])

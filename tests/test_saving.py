@@ -104,6 +104,7 @@ def test_keras_file_in_a_fresh_process(tmp_path):
     )
 
 
+@pytest.mark.tensorflow("SavedModel")
 def test_an_export_is_quiet(tmp_path, caplog):
     model("reversible").export(tmp_path / "saved", verbose=False)
     assert [r.getMessage() for r in caplog.records if "valid node name" in r.getMessage()] == []
@@ -117,6 +118,7 @@ def exported_graph(block, depth, folder):
     return saved_model_pb2.SavedModel.FromString(contents).meta_graphs[0]
 
 
+@pytest.mark.tensorflow("SavedModel")
 @pytest.mark.parametrize("block", [L.Dense, blocks.batch_norm])
 def test_an_export_takes_as_much_of_each_block(block, tmp_path):
     """TensorFlow takes the square of the tensors that a gradient reads, where it saves one."""
@@ -132,6 +134,7 @@ def test_an_export_takes_as_much_of_each_block(block, tmp_path):
     assert operations[1] - operations[0] == operations[2] - operations[1]
 
 
+@pytest.mark.tensorflow("SavedModel")
 def test_an_exported_gradient_has_the_weights_of_the_forward_pass(tmp_path):
     original = model()
     original.export(tmp_path, verbose=False)
@@ -151,6 +154,7 @@ def test_an_exported_gradient_has_the_weights_of_the_forward_pass(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.tensorflow("SavedModel")
 @pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
 def test_saved_model_without_revkeras(tmp_path, mode):
     """Loaded, served and differentiated where neither revkeras nor Keras is imported."""
@@ -185,6 +189,7 @@ def test_saved_model_without_revkeras(tmp_path, mode):
     )
 
 
+@pytest.mark.tensorflow("TensorFlow Lite")
 def test_converted_to_tflite():
     stack = revkeras.ReversibleSequential([keras.layers.Dense(4) for _ in range(3)])
     model = keras.Sequential([keras.Input((8,)), stack])
@@ -227,6 +232,7 @@ assert "revkeras" not in sys.modules
 """
 
 
+@pytest.mark.tensorflow("SavedModel")
 @pytest.mark.parametrize("export", [keras.Model.export, tf.saved_model.save])
 @pytest.mark.parametrize("mode", ["reversible", "checkpoint", "none"])
 def test_an_exported_model_has_gradients(tmp_path, mode, export):

@@ -11,6 +11,8 @@ from tests import blocks
 from tests.graphs import graph_of_gradient, operations
 from tests.modes import assert_modes_agree, assert_same, built, in_mode, run_step
 
+pytestmark = pytest.mark.tensorflow("passes that a graph shares")
+
 
 @keras.saving.register_keras_serializable("tests")
 class Scaled(keras.layers.Layer):

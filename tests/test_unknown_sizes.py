@@ -9,6 +9,8 @@ from revkeras import ReversibleSequential
 from revkeras.layers import ActNorm, InvertibleDense, Permute, SpaceToDepth, Split
 from tests.compiling import compiled
 
+pytestmark = pytest.mark.tensorflow("sizes that a graph does not know")
+
 L = keras.layers
 
 

@@ -7,6 +7,7 @@ import keras
 
 from revkeras._engine import verbs
 from revkeras._engine.carry import APART, Carry, Layout
+from revkeras._keras import at_least_float32
 from revkeras._stack.streams import halves, in_dtype, is_pair, with_shape
 from revkeras.couplings import Coupling
 from revkeras.debugging import checks_enabled
@@ -14,7 +15,7 @@ from revkeras.debugging import checks_enabled
 
 def log_det_dtype(dtype: str) -> str:
     """The dtype of log-determinants beside streams of `dtype`: 16 bits are too few for a sum."""
-    return keras.backend.result_type(dtype, "float32")
+    return at_least_float32(dtype)
 
 
 def enter(

@@ -13,6 +13,7 @@ import numpy as np
 from revkeras._engine import verbs, walk
 from revkeras._engine.carry import Carry, Layout
 from revkeras._engine.step import Step
+from revkeras._keras import at_least_float32
 from revkeras._round_trip import relative_error
 from revkeras.checks.observation import ensure_built, observed, require_stack, trace
 
@@ -257,7 +258,7 @@ def _random_sum(outputs: Any, seed: int) -> Any:
     for y in keras.tree.flatten(outputs):
         dtype = keras.backend.standardize_dtype(y.dtype)
         if "float" in dtype:
-            dtype = keras.backend.result_type(dtype, "float32")
+            dtype = at_least_float32(dtype)
             factors = keras.ops.convert_to_tensor(generator.standard_normal(y.shape), dtype)
             total += keras.ops.cast(keras.ops.sum(keras.ops.cast(y, dtype) * factors), "float64")
     return total

@@ -13,6 +13,7 @@ from keras import ops
 from revkeras._engine import verbs, walk
 from revkeras._keras import (
     add_metric,
+    at_least_float32,
     call_signature,
     flatten_layers,
     get_tensor_attr,
@@ -92,7 +93,7 @@ class MomentumRun:
         self.memory_mode = memory_mode
         self.hosts = [_host(block) for block in blocks]
         originals = [Original(block) for block in blocks]
-        self.dtype = keras.backend.result_type(blocks[0].variable_dtype, "float32")
+        self.dtype = at_least_float32(blocks[0].variable_dtype)
         # Without a velocity nothing is left of a block's input, so it is kept.
         self.checkpoints = [Checkpoint(x) for x in originals]
         self.stack = _stack(originals, beta, self.dtype) if beta else None

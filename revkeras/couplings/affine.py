@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from revkeras._keras import at_least_float32
 from revkeras._stack.streams import same_shape
 from revkeras.couplings.coupling import Coupling
 from revkeras.couplings.functions import serialize
@@ -83,8 +84,7 @@ class Affine(Coupling):
 
     def log_det(self, fx: Any, stream: Any) -> Any:
         s = fx[1]
-        dtype = keras.backend.result_type(s.dtype, "float32")
-        log_scale = self._log_scale(keras.ops.cast(s, dtype))
+        log_scale = self._log_scale(keras.ops.cast(s, at_least_float32(s.dtype)))
         return keras.ops.sum(log_scale, axis=tuple(range(1, len(log_scale.shape))))
 
     def separate(self, outputs: Any, stream: Any) -> tuple[Any, list]:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from revkeras._keras import at_least_float32
 from revkeras._stack.streams import completed
 
 
@@ -97,7 +98,7 @@ class Invertible(keras.layers.Layer):
             raise ValueError(
                 f"{self._title()} expected floating-point inputs, received dtype={dtype!r}."
             )
-        return keras.backend.result_type(dtype, "float32")
+        return at_least_float32(dtype)
 
     def _positions(self, inputs: Any) -> Any:
         """How many vectors of channels an example holds."""

@@ -41,7 +41,7 @@ class LearnedPositions(keras.layers.Layer):
 
     def call(self, inputs: Any, start: Any = 0) -> Any:
         length, width = inputs.shape[1], inputs.shape[-1]
-        if length is not None and length > self.max_length:
+        if isinstance(length, int) and length > self.max_length:  # exports have symbols
             raise ValueError(
                 f"{type(self).__name__} '{self.name}' has {self.max_length} places, received a "
                 f"sequence of length {length}. Build the model with a greater `max_length`."

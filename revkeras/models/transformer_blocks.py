@@ -114,7 +114,8 @@ class AttentionBlock(_Attention):
         if cache is not None:
             own = ops.take(cache, self.index, axis=1)
             new = ops.cast(ops.stack([key, value], axis=1), own.dtype)
-            own = ops.slice_update(own, (0, 0, start, 0, 0), new)
+            first = ops.zeros_like(start)  # of the same dtype, which JAX wants
+            own = ops.slice_update(own, (first, first, start, first, first), new)
             key, value = ops.cast(own[:, 0], query.dtype), ops.cast(own[:, 1], query.dtype)
         mask = None
         if self.causal:

@@ -2,7 +2,8 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
+
+from tests.differentiation import differentiated
 
 L = keras.layers
 
@@ -121,20 +122,9 @@ BUILDERS = {
 
 def gradients(model, data):
     """A training step in a graph: outputs, losses, gradients and states; states stay."""
-    before = [v.numpy() for v in model.variables]
-
-    @tf.function(autograph=False)
-    def step():
-        with tf.GradientTape() as tape:
-            outputs = tf.nest.flatten(model(data, training=True))
-            losses = list(model.losses)
-            total = tf.add_n([tf.reduce_sum(y**2) for y in outputs] + losses)
-        return outputs, losses, tape.gradient(total, [v.value for v in model.trainable_variables])
-
-    found = [*step(), [v.numpy() for v in model.non_trainable_variables]]
-    for variable, value in zip(model.variables, before):
-        variable.assign(value)
-    return [[tf.convert_to_tensor(x).numpy() for x in part if x is not None] for part in found]
+    data = keras.tree.map_structure(keras.ops.convert_to_tensor, data)
+    found = differentiated(model, [data], {"training": True}, graph=True, jit_compile=False)
+    return [[np.array(x) for x in keras.tree.flatten(part) if x is not None] for part in found]
 
 
 def assert_close(found, expected, tolerance=1e-4):

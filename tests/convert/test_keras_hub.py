@@ -77,6 +77,7 @@ def test_gradients_with_dropout_and_masks(name, blocks):
     assert_close(found, gradients(model, data))
 
 
+@pytest.mark.tensorflow("KerasHub generates on JAX in 32 bits alone")
 @pytest.mark.parametrize("whole", [True, False])
 def test_generation_with_a_cache_is_that_without(whole):
     """Of a converted language model, and of one on a converted backbone."""
@@ -99,6 +100,7 @@ def test_generation_with_a_cache_is_that_without(whole):
     np.testing.assert_array_equal(found, tokens)
 
 
+@pytest.mark.tensorflow("KerasHub generates on JAX in 32 bits alone")
 def test_generation_is_traced_anew_after_each_conversion():
     keras.utils.set_random_seed(1)
     model = models.GPT2CausalLM(backbone=gpt2()[0], preprocessor=None)

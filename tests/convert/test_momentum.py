@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import revkeras
 from tests.convert.models import BUILDERS, DATA, X, assert_close, functional, gradients, subclassed
+from tests.differentiation import COMPILED
 from tests.modes import assert_same_training, fit
 
 KINDS = list(BUILDERS)
@@ -94,7 +95,7 @@ def test_it_trains_as_in_mode_none_and_counts_what_saturates():
     assert_same_training(found, fit(converted("none"), DATA["functional"], y, epochs=4))
     (saturated,) = (m for m in model.metrics if m.name.endswith("_saturated"))
     assert saturated.result() == 0
-    assert not model.jit_compile
+    assert model.jit_compile == COMPILED
 
 
 def test_blocks_that_are_models_report_too_and_nothing_hides_what_is_not_finite():
@@ -134,6 +135,7 @@ def test_a_subclassed_model_that_was_converted_back_is_converted_again():
     np.testing.assert_array_equal(revkeras.from_momentum_net(model)(X), expected)
 
 
+@pytest.mark.tensorflow("models that XLA is not to compile")
 def test_a_model_compiled_before_leaves_xla_until_it_is_converted_back():
     model = functional(8)
     model.compile("adam", "mse", jit_compile=True)
@@ -175,10 +177,11 @@ def test_mixed_precision_keeps_the_dtype_that_blocks_have():
     model, data = keras.Model(inputs, x), 1000 + X
     expected = model(data)
     revkeras.to_momentum_net(model, beta=1e-6)
-    assert model(data).dtype == expected.dtype == tf.float32
+    assert model(data).dtype == expected.dtype == "float32"
     np.testing.assert_allclose(model(data), expected, atol=1e-2)
 
 
+@pytest.mark.tensorflow("what a graph hands to its gradient")
 def test_activation_memory_keeps_nothing_of_a_block():
     """Tensors that the graph of a step hands from its forward to its backward pass."""
     sizes = []

@@ -25,6 +25,7 @@ def converted():
     return revkeras.to_momentum_net(model, beta=0.2) or model
 
 
+@pytest.mark.tensorflow("JAX's exports to ONNX need a further package")
 @pytest.mark.parametrize("build", [reversible, converted])
 @pytest.mark.parametrize("plain", [False, True])
 def test_exported(build, plain, tmp_path):

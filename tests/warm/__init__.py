@@ -3,7 +3,7 @@
 A server imports TensorFlow and Keras once, without starting TensorFlow's runtime, and forks itself
 for each process that a test asks for. A small client stands for that process: it has its output,
 ends as it ends, and takes it along when it is killed. What a process reads of its environment when
-it starts, the server has to be started with.
+it starts, the server has to be started with. On other backends a process starts anew.
 
 Forks share one seed of `hash()`. Where the order of a set of strings may differ between workers,
 test with `sys.executable`.
@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import keras
+
 ROOT = Path(__file__).parents[2]
 _CLIENT = Path(__file__).with_name("client.py")
 
@@ -26,6 +28,8 @@ def python(**environ: str) -> list[str]:
 
     Its processes are forks of one that started with `environ`, as settings of malloc need it.
     """
+    if keras.backend.backend() != "tensorflow":
+        return ["env", *(f"{k}={v}" for k, v in environ.items()), sys.executable]
     return [sys.executable, "-I", "-S", str(_CLIENT), _address(**environ)]
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.warm import python
 
+pytestmark = pytest.mark.tensorflow("warm processes have TensorFlow")
+
 
 def run(code, *arguments, **options):
     command = [*python(), "-c", code, *arguments]
