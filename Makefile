@@ -5,9 +5,15 @@ BIN := $(VENV)/bin
 PYTORCH_VENV := .venv-pytorch
 PLUGINS := .plugins
 OUT := out
+ON_JAX := KERAS_BACKEND=jax JAX_ENABLE_X64=1 $(BIN)/python -m pytest
+# Properties of gradients, couplings, layers and conversions.
+JAX_FILES := $(addprefix tests/, test_gradients.py test_passed_on_tensors.py test_layers.py \
+	test_exact_couplings.py test_structure.py test_bad_input.py test_memory_modes.py \
+	convert/test_find_runs.py convert/test_copies.py convert/test_readers.py \
+	convert/test_inlined_blocks.py)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-versions lint bench bench-full bench-distributed bench-models ahead-of-time horovod pytorch exactness clean
+.PHONY: demo test test-jax test-versions lint bench bench-full bench-distributed bench-models ahead-of-time horovod pytorch exactness clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/language_model.py --out $(OUT)
@@ -16,7 +22,12 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/backends --numprocesses 2 --dist loadscope
+	$(ON_JAX) $(JAX_FILES) --numprocesses 2 --dist loadfile
 	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/backends --numprocesses 2 --dist loadscope
+
+# All that is not about TensorFlow, on JAX: a quarter of an hour.
+test-jax: $(VENV)/installed
+	$(ON_JAX) tests --numprocesses 2 --dist loadfile
 
 # The oldest supported Keras, the current one, and the next one.
 test-versions:

@@ -58,12 +58,12 @@ def stack_of(layers, coupling, **options):
     return layer
 
 
-def gradient_error(layers, coupling):
+def gradient_error(layers, coupling, seed=0):
     """The relative error of all gradients of mode "reversible" against mode "none"."""
     found = []
     for mode in "none", "reversible":
         layer = stack_of(layers, coupling, memory_mode=mode, check_inverse=False)
-        x = np.random.default_rng(0).standard_normal((8, 8 if layer.split_axis else 4))
+        x = np.random.default_rng(seed).standard_normal((8, 8 if layer.split_axis else 4))
         weights = layer.trainable_variables
         own = gradients(
             lambda x, layer=layer: (layer(x) - 1) ** 2,
@@ -91,7 +91,8 @@ def test_it_warns_where_gradients_are_wrong(coupling, arguments, limits):
     with pytest.warns(UserWarning, match=message) as caught:
         stack_of(layers, coupling)
     assert limits[0] <= int(re.search(message, str(caught[0].message))[1]) <= limits[1]
-    assert gradient_error(layers, coupling) > 1e-2
+    # How wrong depends on the input: affine scales grow and shrink.
+    assert max(gradient_error(layers, coupling, seed) for seed in range(2)) > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from exactness import Configuration, Figure, Measurement, measure
 from revkeras.couplings import Momentum
 from revkeras.couplings.fixed_point import blocks_per_buffer
 
+pytestmark = pytest.mark.tensorflow("its benchmark measures TensorFlow's arithmetic")
+
 ROOT = Path(__file__).parents[1]
 CASES = {"additive, exact": "additive-exact", "momentum 0.9, exact": "momentum-exact"}
 

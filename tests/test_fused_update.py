@@ -13,6 +13,8 @@ from revkeras import FusedUpdate
 from tests import blocks
 from tests.compiling import compiled
 
+pytestmark = pytest.mark.tensorflow("updates inside of the backward pass")
+
 
 def dense_blocks():
     return [keras.layers.Dense(4, activation="gelu") for _ in range(3)]

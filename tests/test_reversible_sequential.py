@@ -13,6 +13,8 @@ from tests import blocks
 from tests.compiling import compiled
 from tests.modes import assert_modes_agree, assert_same_training, fit, in_mode, run_step
 
+pytestmark = pytest.mark.tensorflow("tapes, functions and variables of TensorFlow")
+
 L = keras.layers
 MODES = ["reversible", "checkpoint", "none"]
 

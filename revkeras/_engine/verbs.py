@@ -15,8 +15,10 @@ The walk (`walk.py`) is written once, over these:
 
 What else a backend has serves the layers around the walk: how variables are read (`snapshot`,
 `read_late`, `are_initialized`), what is going on (`is_eager`, `eager_scope`, `may_be_replayed`),
-what its compiler is to do (`joins_compile`, `compiles_by_default`), whether `has_float64`, and what
-conversions look at.
+what its compiler is to do (`joins_compile`, `compiles_by_default`), whether `has_float64`, what is
+drawn again (`replaying`, `unchanged_draws`), where values and slots are (`keep_on_host`,
+`on_device`, `slots_beside`), a `call_metric` that a layer updates in its call, and what conversions
+look at (`operations_of`, `mark`, `is_read`, `is_same_tensor`).
 """
 
 from collections.abc import Callable

@@ -37,7 +37,7 @@ from revkeras._stack.stack_checks import (
     check_required,
     check_start,
     find_depth_limit,
-    keep_on_host,
+    keep_weights_on_host,
     noted,
     separate_latents,
     stream_dtype,
@@ -234,7 +234,7 @@ class ReversibleSequential(keras.layers.Layer):
         plan = self._planned(input_shape, build=self._try_to_build_block)
         self._n_latents = len(plan.latents)
         if self.offload:
-            keep_on_host(self.layers)
+            keep_weights_on_host(self.layers)
         if self.check_inverse:
             with verbs.eager_scope():
                 for call, source in zip(plan.calls, plan.sources, strict=True):

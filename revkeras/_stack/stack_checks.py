@@ -117,7 +117,7 @@ def check_offload(offload: Any, memory_mode: str) -> None:
         )
 
 
-def keep_on_host(layers: Sequence[keras.layers.Layer]) -> None:
+def keep_weights_on_host(layers: Sequence[keras.layers.Layer]) -> None:
     """Has the layers' weights on the host, or raises if one was built where they would not be."""
     for index, layer in enumerate(layers):
         if away := [v.path for v in layer.weights if not verbs.keep_on_host(v)]:

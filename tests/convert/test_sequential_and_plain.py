@@ -214,6 +214,13 @@ def test_models_of_the_library_become_plain(build, tmp_path):
     plain.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_allclose(loaded(data), model(data), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.tensorflow("in JAX's exports, unknown sizes of two inputs are never the same")
+@pytest.mark.parametrize("build", [small_transformer, small_irevnet])
+def test_plain_models_are_exported(build, tmp_path):
+    model, data = build()
+    plain = revkeras.to_plain(model)
     plain.export(tmp_path / "saved", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "saved")
     np.testing.assert_allclose(loaded.serve(data), model(data), rtol=1e-4, atol=1e-5)
