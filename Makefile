@@ -15,7 +15,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: demo test test-jax test-versions lint bench bench-full bench-distributed bench-models ahead-of-time horovod pytorch exactness clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/demo
 	$(BIN)/python examples/language_model.py --out $(OUT)
 
 # Files in their order: the longest have few tests, and would come last, on one worker, by number.
@@ -60,11 +60,15 @@ pytorch: $(PYTORCH_VENV)/installed
 exactness: $(VENV)/installed
 	$(BIN)/python benchmarks/exactness.py --out $(OUT)
 
-$(VENV)/installed: requirements-dev.txt requirements-keras-hub.txt setup.cfg pyproject.toml
+$(VENV)/demo: requirements-demo.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)/installed: requirements-dev.txt requirements-keras-hub.txt $(VENV)/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-keras-hub.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(PYTORCH_VENV)/installed: benchmarks/requirements-pytorch.txt
