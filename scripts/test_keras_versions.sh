@@ -25,7 +25,7 @@ install() {
     test "$2" = nightly && keras=keras-nightly
     # TensorFlow brings a Keras of its own choice, which would hide the nightly.
     "${PYTHON:-python3}" -m venv "$venv" &&
-        $pip install "$(grep ^tensorflow requirements-dev.txt)" \
+        $pip install "$(grep ^tensorflow requirements-demo.txt)" \
             "$(grep ^pytest== requirements-dev.txt)" hypothesis &&
         $pip uninstall --yes keras &&
         $pip install --no-deps "$keras" &&
