@@ -42,7 +42,7 @@ def __getattr__(verb: str) -> Callable:
     def refuse(*_: Any, **__: Any) -> None:
         raise NotImplementedError(
             "Reversible layers run on Keras's TensorFlow, JAX and PyTorch backends; sharded "
-            "training on TensorFlow alone, and conversions on TensorFlow and JAX. Expected "
+            "training on TensorFlow alone. Expected "
             "keras.backend.backend() == 'tensorflow', "
             f"received '{keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow in the "
             "environment before Keras is imported."

@@ -27,7 +27,7 @@ from revkeras._engine.jax.traces import (
     snapshot,
     unchanged_draws,
 )
-from revkeras._engine.jax.whole_steps import note_reads, offer_update, take_updated, use_up
+from revkeras._engine.whole_steps import note_reads, offer_update, take_updated, use_up
 
 __all__ = [
     "after",

@@ -1,8 +1,5 @@
 """A function's operations, see `revkeras._engine.tensorflow.graph_operations`."""
 
-import contextlib
-import functools
-import itertools
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -11,7 +8,7 @@ import keras
 from jax.ad_checkpoint import checkpoint_name
 
 from revkeras._engine.jax._borrowed import parent_of, primal_of, readers_of
-from revkeras._engine.operation import Operation
+from revkeras._engine.operation import Operation, at_known_sizes
 
 _KINDS = {
     **dict.fromkeys(("convert_element_type", "copy", "copy_p", "sharding_constraint"), "hands on"),
@@ -29,26 +26,31 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "custom_lin": "call_jaxpr",
 }
-# What stands for unknown sizes, the batch's and others': the first at which the function runs.
-_SIZES = (7, 64), (7, 8), (7, 2)
 
 
 def operations_of(function: Callable, arguments: Any) -> tuple[list[Operation], set[Hashable]]:
+    """The operations of `function(*arguments)`, and the keys of the tensors that it returns."""
+
     def traced(*arguments: Any) -> list:
         with keras.StatelessScope():
             return [x for x in keras.tree.flatten(function(*arguments)) if keras.ops.is_tensor(x)]
 
-    jaxpr = _jaxpr(traced, arguments)
+    def jaxpr_of(specs: Any) -> Any:
+        return jax.make_jaxpr(traced)(*keras.tree.map_structure(_spec, specs)).jaxpr
+
+    jaxpr = at_known_sizes(jaxpr_of, arguments)
     same: dict[int, Hashable] = {}
     operations = list(_operations(jaxpr, same))
     return operations, {_key(x, same) for x in jaxpr.outvars}
 
 
 def mark(x: jax.Array, label: str) -> None:
+    """Makes an operation of kind `"mark"` that reads `x`, in a function that is looked at."""
     checkpoint_name(x, label)
 
 
 def is_same_tensor(a: jax.Array, b: jax.Array) -> bool:
+    """Whether two tensors are the same but for casts, which each layer makes for itself."""
     a, b = _uncast(a), _uncast(b)
     if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
         return a is b
@@ -56,24 +58,12 @@ def is_same_tensor(a: jax.Array, b: jax.Array) -> bool:
 
 
 def is_read(x: jax.Array) -> bool:
+    """Whether an operation has read a tracer; of arrays nobody knows."""
     return any(_KINDS.get(name) != "mark" for name in readers_of(x))
 
 
-def _jaxpr(function: Callable, arguments: Any) -> Any:
-    *first, last = (
-        keras.tree.map_structure(functools.partial(_spec, batch=batch, others=others), arguments)
-        for batch, others in _SIZES
-    )
-    for specs in first:
-        with contextlib.suppress(Exception):  # whatever a model raises on too long an input
-            return jax.make_jaxpr(function)(*specs).jaxpr
-    return jax.make_jaxpr(function)(*last).jaxpr
-
-
-def _spec(x: Any, batch: int, others: int) -> jax.ShapeDtypeStruct:
-    unknown = itertools.chain([batch], itertools.repeat(others))
-    shape = [n if size is None else size for size, n in zip(x.shape, unknown)]
-    return jax.ShapeDtypeStruct(shape, x.dtype)
+def _spec(x: keras.KerasTensor) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _operations(jaxpr: Any, same: dict[int, Hashable]) -> Iterator[Operation]:

@@ -27,7 +27,7 @@ from revkeras._engine.torch.grad_modes import (
     snapshot,
 )
 from revkeras._engine.torch.nodes import custom_vjp, vjp
-from revkeras._engine.torch.steps_at_the_end import (
+from revkeras._engine.whole_steps import (
     note_reads,
     offer_update,
     take_updated,

@@ -4,9 +4,8 @@ PyTorch has no graph of a function, but a mode that sees each operation. The fun
 "meta" device, where tensors have shapes and no values.
 """
 
-import contextlib
 import contextvars
-import itertools
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -17,31 +16,28 @@ import torch
 # Private, and the one way to see operations. Checked on PyTorch 2.13.
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from revkeras._engine.operation import Operation
+from revkeras._engine.operation import Operation, at_known_sizes
 
 _KINDS = {
     # `empty_like` is how Keras brings a tensor to the "meta" device, though it is there.
     **dict.fromkeys(("_to_copy", "alias", "clone", "detach", "empty_like"), "hands on"),
     **dict.fromkeys(("add", "add_"), "adds"),
 }
-# What stands for unknown sizes, the batch's and others': the first at which the function runs.
-_SIZES = (7, 64), (7, 8), (7, 2)
 _noting = contextvars.ContextVar("noting")
 
 
 def operations_of(function: Callable, arguments: Any) -> tuple[list[Operation], set[Hashable]]:
-    *first, last = _SIZES
-    for sizes in first:
-        with contextlib.suppress(Exception):  # whatever a model raises on too long an input
-            return _operations(function, arguments, *sizes)
-    return _operations(function, arguments, *last)
+    """The operations of `function(*arguments)`, and the keys of the tensors that it returns."""
+    return at_known_sizes(functools.partial(_operations, function), arguments)
 
 
 def mark(x: torch.Tensor, label: str) -> None:
+    """Notes an operation of kind `"mark"` that reads `x`, in a function that is looked at."""
     _noting.get().note("mark", [x], [], label)
 
 
 def is_same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are the same, or have equal values."""
     if a is b:
         return True
     if "meta" in (a.device.type, b.device.type):
@@ -54,11 +50,11 @@ def is_read(x: torch.Tensor) -> bool:
     return False
 
 
-def _operations(function: Callable, arguments: Any, batch: int, others: int) -> tuple:
+def _operations(function: Callable, specs: Any) -> tuple[list[Operation], set[Hashable]]:
     with keras.device("meta"), keras.StatelessScope(), torch.no_grad(), _Noting() as noting:
         token = _noting.set(noting)
         try:
-            made = keras.tree.map_structure(lambda x: _placeholder(x, batch, others), arguments)
+            made = keras.tree.map_structure(_placeholder, specs)
             results = function(*made)
         finally:
             _noting.reset(token)
@@ -66,10 +62,8 @@ def _operations(function: Callable, arguments: Any, batch: int, others: int) -> 
     return noting.operations, leaving
 
 
-def _placeholder(x: Any, batch: int, others: int) -> torch.Tensor:
-    unknown = itertools.chain([batch], itertools.repeat(others))
-    shape = [n if size is None else size for size, n in zip(x.shape, unknown)]
-    return keras.ops.zeros(shape, x.dtype)
+def _placeholder(x: keras.KerasTensor) -> torch.Tensor:
+    return keras.ops.zeros(x.shape, x.dtype)
 
 
 class _Noting(TorchDispatchMode):

@@ -1,4 +1,8 @@
-"""Updates inside the backward pass, which do not exist here yet: all come at the end."""
+"""Updates at the end of a step, for backends that make none inside the backward pass.
+
+JAX needs none: gradient and update are one program, and XLA updates each weight when its gradient
+is there. PyTorch does not have them yet.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
