@@ -1,12 +1,12 @@
 """The gradient engine on JAX."""
 
+from revkeras._engine.in_place import fetch
 from revkeras._engine.jax.assertions import finite, require
 from revkeras._engine.jax.autodiff import custom_vjp, vjp
 from revkeras._engine.jax.call_metrics import CarriedSum as call_metric
 from revkeras._engine.jax.called import after, passes_of
 from revkeras._engine.jax.equations import is_read, is_same_tensor, mark, operations_of
 from revkeras._engine.jax.memory_kinds import (
-    fetch,
     keep_on_host,
     on_device,
     place,

@@ -11,30 +11,11 @@ from typing import Any
 import jax
 import keras
 
+from revkeras._engine.in_place import InPlace
 from revkeras._engine.jax.called import after
-from revkeras._engine.jax.traces import snapshot
-from revkeras._engine.step import Step
 from revkeras._keras import ReadingVariable, become
 
 Space = jax.memory.Space
-
-
-class Resident:
-    """Values live where they are computed with."""
-
-    in_place = True
-
-    def place(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext()
-
-    def read(self, variables: Sequence) -> list:
-        return snapshot(variables)
-
-    def fetch(self, owners: Sequence, values: list, gate: Any) -> list:
-        return values
-
-    def release(self, owners: Sequence, gradients: list) -> list:
-        return gradients
 
 
 class HostMemory:
@@ -65,9 +46,9 @@ class HostVariable(ReadingVariable):
         return _moved(value, Space.Host)
 
 
-def residence(offload: str | None) -> Resident | HostMemory:
+def residence(offload: str | None) -> InPlace | HostMemory:
     """Where values live by the layer's argument `offload`."""
-    return HostMemory() if offload else Resident()
+    return HostMemory() if offload else InPlace()
 
 
 def place(offload: str | None) -> contextlib.AbstractContextManager:
@@ -103,13 +84,6 @@ def slots_beside(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
         yield
     finally:
         del optimizer.add_variable_from_reference
-
-
-def fetch(residence: Any, step: Step, weights: list, state: list, gate: Any) -> tuple[list, list]:
-    """A step's values, from where they live."""
-    owners = (*step.owners, *step.state_owners)
-    values = residence.fetch(owners, [*weights, *state], gate)
-    return values[: len(weights)], values[len(weights) :]
 
 
 def beside(x: Any, other: Any) -> Any:

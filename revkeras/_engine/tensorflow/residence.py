@@ -13,25 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from revkeras._engine.in_place import InPlace
 from revkeras._engine.tensorflow.graph import snapshot
-
-
-class InPlace:
-    """Values live where they are computed with."""
-
-    in_place = True
-
-    def place(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext()
-
-    def read(self, variables: Sequence) -> list:
-        return snapshot(variables)
-
-    def fetch(self, owners: Sequence, values: list, gate: list) -> list:
-        return values
-
-    def release(self, owners: Sequence, gradients: list) -> list:
-        return gradients
 
 
 class OnHost:

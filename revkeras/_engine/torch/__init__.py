@@ -2,8 +2,8 @@
 
 from keras.metrics import Sum as call_metric
 
+from revkeras._engine.in_place import fetch
 from revkeras._engine.torch.device_memory import (
-    fetch,
     keep_on_host,
     on_device,
     place,

@@ -8,26 +8,8 @@ import keras
 import optree
 import torch
 
-from revkeras._engine.step import Step
+from revkeras._engine.in_place import InPlace
 from revkeras._engine.torch.grad_modes import snapshot
-
-
-class OnDevice:
-    """Values live where they are computed with."""
-
-    in_place = True
-
-    def place(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext()
-
-    def read(self, variables: Sequence) -> list:
-        return snapshot(variables)
-
-    def fetch(self, owners: Sequence, values: list, gate: Any) -> list:
-        return values
-
-    def release(self, owners: Sequence, gradients: list) -> list:
-        return gradients
 
 
 class OnCpu:
@@ -50,9 +32,9 @@ class OnCpu:
         return [d if d is None else d.to("cpu") for d in gradients]
 
 
-def residence(offload: str | None) -> OnDevice | OnCpu:
+def residence(offload: str | None) -> InPlace | OnCpu:
     """Where values live by the layer's argument `offload`."""
-    return OnCpu() if offload else OnDevice()
+    return OnCpu() if offload else InPlace()
 
 
 def place(offload: str | None) -> contextlib.AbstractContextManager:
@@ -74,10 +56,3 @@ def on_device(x: Any) -> Any:
 def slots_beside(optimizer: Any) -> contextlib.AbstractContextManager:
     """Inside, an optimizer makes what it keeps of a variable beside it, as it does anyway."""
     return contextlib.nullcontext()
-
-
-def fetch(residence: Any, step: Step, weights: list, state: list, gate: Any) -> tuple[list, list]:
-    """A step's values, from where they live."""
-    owners = (*step.owners, *step.state_owners)
-    values = residence.fetch(owners, [*weights, *state], gate)
-    return values[: len(weights)], values[len(weights) :]
